@@ -1,0 +1,4 @@
+"""ddb: the kernel debugger, a reader of live structures.
+
+Counterpart: sys/ddb.
+"""

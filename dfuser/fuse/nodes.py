@@ -1,0 +1,228 @@
+"""Nodeids: the numbers by which the host's kernel names our files.
+
+A nodeid is a file handle, not a pinned vnode. It names a mount and an inode of its file system; the
+vnode behind it may be reclaimed and comes back through ``vfs_vget`` when the host asks again. The
+host may therefore remember millions of files while vnodes stay within ``kern.maxvnodes``.
+
+The number is ``(mount index - 1) << 48 | inode`` and the root directory of the first mount is 1, as
+FUSE demands. Mount indices and inode numbers are never reused, so nodeids are not either, and two
+files never share one. pyfuse3 reports the nodeid as ``st_ino``: programs that find hard links by
+(st_dev, st_ino) are right about every mount behind the connection. An inode number that does not fit
+below the mount index is given a number from a table of its own.
+
+Counterpart: nfs file handles (struct fid, sys/mount.h); nothing in DragonFly's FUSE client.
+Invariants: a `Node` stands in the table exactly while the host holds lookups on it, except the root,
+which always does; a node's ``vp`` is None or alive.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from dfuser.libkern.errno import EOVERFLOW, ESTALE, KError
+from dfuser.libkern.sysctl import Sysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dfuser.vfs.mount import Mount
+    from dfuser.vfs.vnode import Vnode
+
+#: The root of a FUSE connection. Counterpart: FUSE_ROOT_ID (linux/fuse.h).
+FUSE_ROOT_ID: Final = 1
+#: Bits of a nodeid that hold the inode number.
+INO_BITS: Final = 48
+INO_LIMIT: Final = 1 << INO_BITS
+#: Mount indices that fit above the inode number; the last value marks numbers from the table.
+_MAX_INDEX: Final = 0x7FFE
+_TABLE_BASE: Final = 0x7FFF << INO_BITS
+
+
+class Node:
+    """What the host knows by one nodeid."""
+
+    __slots__ = ("ino", "mount", "next", "nlookup", "nodeid", "vp")
+
+    def __init__(self, nodeid: int, mount: Mount, ino: int) -> None:
+        self.nodeid = nodeid
+        self.mount = mount
+        self.ino = ino
+        #: References the host holds, given back by FORGET.
+        self.nlookup = 0
+        #: The vnode while it lives; unreferenced, cleared at its reclaim.
+        self.vp: Vnode | None = None
+        #: Another node on the same vnode (seen through another mount).
+        self.next: Node | None = None
+
+
+class NodeStatistics(NamedTuple):
+    """What `NodeTable.statistics` returns."""
+
+    nodes: int
+    lookups: int
+    created: int
+    forgotten: int
+    revived: int
+
+
+class NodeTable:
+    """All nodeids that the host holds."""
+
+    sysctl_nodes = Sysctl("vfs.fuse.nodes", "nodeids the host holds", getter="_count")
+    sysctl_revived = Sysctl(
+        "vfs.fuse.revived", "nodeids whose vnode had been reclaimed and was fetched again",
+        attr="revived",
+    )
+
+    def __init__(self, mount_by_index: Callable[[int], Mount | None]) -> None:
+        """``mount_by_index`` finds a live mount by its index, for file handles of forgotten files."""
+        self.by_id: dict[int, Node] = {}
+        self._mount_by_index = mount_by_index
+        self.created = 0
+        self.forgotten = 0
+        self.revived = 0
+        self._root_key = 0
+        self._large: dict[tuple[int, int], int] = {}
+        self._large_next = _TABLE_BASE
+
+    def _count(self) -> int:
+        return len(self.by_id)
+
+    def set_root(self, mount: Mount, vp: Vnode) -> Node:
+        """Make ``vp``, the root of ``mount``, node 1."""
+        self._root_key = (mount.index - 1) << INO_BITS | vp.ino
+        node = self.by_id[FUSE_ROOT_ID] = Node(FUSE_ROOT_ID, mount, vp.ino)
+        self.bind(node, vp)
+        return node
+
+    def nodeid(self, mount: Mount, ino: int) -> int:
+        """The number of inode ``ino`` of ``mount``, whether or not the host knows it.
+
+        Raises EOVERFLOW when the kernel has made more mounts than the numbering has room for.
+        """
+        index = mount.index - 1
+        if 0 < ino < INO_LIMIT and index <= _MAX_INDEX:
+            number = index << INO_BITS | ino
+            if number != self._root_key:
+                if number != FUSE_ROOT_ID:
+                    return number
+            else:
+                return FUSE_ROOT_ID
+        if index > _MAX_INDEX:
+            raise KError(EOVERFLOW, "too many mounts were made since this kernel booted")
+        key = (index, ino)
+        number = self._large.get(key, 0)
+        if not number:
+            self._large_next += 1
+            number = self._large[key] = self._large_next
+        return number
+
+    def bind(self, node: Node, vp: Vnode) -> None:
+        """Tie a live vnode to its node."""
+        node.vp = vp
+        node.next = vp.handle
+        vp.handle = node
+
+    def find(self, mount: Mount, vp: Vnode) -> Node:
+        """The node of ``vp`` as seen through ``mount``; made when the host does not know it yet.
+
+        The caller counts a lookup on it or drops it again.
+        """
+        node = vp.handle
+        while node is not None:
+            if node.mount is mount:
+                return node  # type: ignore[no-any-return]
+            node = node.next
+        nodeid = self.nodeid(mount, vp.ino)
+        known = self.by_id.get(nodeid)
+        if known is None:
+            known = self.by_id[nodeid] = Node(nodeid, mount, vp.ino)
+            self.created += 1
+        self.bind(known, vp)
+        return known
+
+    def find_ino(self, mount: Mount, ino: int) -> Node:
+        """The node of an inode whose vnode need not exist (an entry of a listing)."""
+        nodeid = self.nodeid(mount, ino)
+        node = self.by_id.get(nodeid)
+        if node is None:
+            node = self.by_id[nodeid] = Node(nodeid, mount, ino)
+            self.created += 1
+        return node
+
+    def vnode(self, nodeid: int) -> tuple[Node, Vnode]:
+        """Node and live vnode of ``nodeid``; fetches the vnode again if it was reclaimed.
+
+        Raises ESTALE for a number the host should not hold, or whose file is gone.
+        """
+        node = self.by_id.get(nodeid)
+        if node is None:
+            node = self._reopen(nodeid)
+        vp = node.vp
+        if vp is None:
+            vp = node.mount.ops.vfs_vget(node.mount, node.ino)
+            self.revived += 1
+            self.bind(node, vp)
+            vp.rele()
+        return node, vp
+
+    def _reopen(self, nodeid: int) -> Node:
+        """A number the host had forgotten and got back from a file handle (open_by_handle_at)."""
+        mount = self._mount_by_index((nodeid >> INO_BITS) + 1)
+        ino = nodeid & (INO_LIMIT - 1)
+        if mount is None or nodeid > _TABLE_BASE or not ino:
+            raise KError(ESTALE)
+        vp = mount.ops.vfs_vget(mount, ino)
+        node = self.by_id[nodeid] = Node(nodeid, mount, ino)
+        self.created += 1
+        self.bind(node, vp)
+        vp.rele()
+        return node
+
+    def reclaimed(self, vp: Vnode) -> None:
+        """``vp`` is being reclaimed: its nodes stay, without it."""
+        node = vp.handle
+        vp.handle = None
+        while node is not None:
+            node.vp = None
+            node.next, node = None, node.next
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        """The host gives ``nlookup`` references back."""
+        node = self.by_id.get(nodeid)
+        if node is None:
+            return
+        node.nlookup -= nlookup
+        if node.nlookup <= 0 and nodeid != FUSE_ROOT_ID:
+            self.discard(node)
+
+    def discard(self, node: Node) -> None:
+        """Take a node without lookups out of the table."""
+        del self.by_id[node.nodeid]
+        self.forgotten += 1
+        if node.nodeid > _TABLE_BASE:
+            self._large.pop((node.mount.index - 1, node.ino), None)
+        vp = node.vp
+        if vp is None:
+            return
+        node.vp = None
+        if vp.handle is node:
+            vp.handle = node.next
+        else:
+            other = vp.handle
+            while other is not None and other.next is not node:
+                other = other.next
+            if other is not None:
+                other.next = node.next
+        node.next = None
+        vp.attr_cache = None
+
+    def statistics(self) -> NodeStatistics:
+        """Counters; ``lookups`` is the sum over all nodes and costs a walk."""
+        return NodeStatistics(
+            nodes=len(self.by_id),
+            lookups=sum(node.nlookup for node in self.by_id.values()),
+            created=self.created,
+            forgotten=self.forgotten,
+            revived=self.revived,
+        )

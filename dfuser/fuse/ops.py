@@ -1,0 +1,494 @@
+"""The operations of the mount, one short method a request.
+
+Each method is a plain function over the VFS cores (`dfuser.vfs.syscalls`); `request` and
+`fh_request` make it the coroutine that pyfuse3 calls, bind the caller, park what must wait and
+translate errors. A method answers or raises; it never waits.
+
+The host's kernel has checked permissions (mount option ``default_permissions``), so the cores are
+asked not to check again; they could not, since FUSE does not pass supplementary groups.
+
+What pyfuse3 cannot carry (ioctl, lseek, fallocate, locks, copy_file_range, O_TMPFILE, statfs of an
+inner mount) is listed in CAVEATS.md.
+
+Counterpart: the fuse_lowlevel operations of libfuse; our side is sys/kern/vfs_syscalls.c.
+Invariants: every reply that names a file counts one lookup on its node, and nothing else does;
+``.`` and ``..`` of a listing count none.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import pyfuse3
+
+from dfuser.libkern.errno import (
+    EINVAL,
+    ENOATTR,
+    ENOENT,
+    ENOTSUP,
+    ESTALE,
+    KError,
+)
+from dfuser.libkern.fcntl import O_DIRECT, O_DIRECTORY, O_RDONLY, oflags_from_linux
+from dfuser.libkern.stat import DT_DIR
+from dfuser.libkern.ucred import Ucred
+from dfuser.vfs import syscalls as kern
+from dfuser.vfs.namecache import NCF, NcHandle
+from dfuser.vfs.vattr import Vattr
+from dfuser.vfs.vop import (
+    EXTATTR_NAMESPACE_SYSTEM,
+    EXTATTR_NAMESPACE_USER,
+)
+
+from .attr import VOLATILE, negative, pack, statvfs
+from .request import Caller, OpenFile, fh_request, request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dfuser.vfs.file import File
+    from dfuser.vfs.mount import Mount
+    from dfuser.vfs.vfs import Vfs
+    from dfuser.vfs.vnode import Vnode
+
+    from .attr import AttrCache
+    from .nodes import Node, NodeTable
+    from .polling import PollTable
+    from .request import RequestContext
+
+#: Entries asked of a file system at a time; about what fits one readdirplus reply.
+READDIR_BATCH: Final = 32
+_USER: Final = b"user."
+#: Rebuilding the path of a directory is the kernel's own business.
+ROOT_CRED: Final = Ucred.root()
+
+
+class Operations(pyfuse3.Operations):
+    """The request handlers that pyfuse3 calls."""
+
+    supports_dot_lookup = True
+    enable_acl = True
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        context: RequestContext,
+        nodes: NodeTable,
+        attrs: AttrCache,
+        polls: PollTable,
+        *,
+        writeback: bool = False,
+    ) -> None:
+        super().__init__()
+        self.vfs = vfs
+        self.context = context
+        self.nodes = nodes
+        self.attrs = attrs
+        self.polls = polls
+        self.enable_writeback_cache = writeback
+        self.files: dict[int, OpenFile] = {}
+        self._next_fh = 0
+
+    # --- helpers ---------------------------------------------------------------------------
+
+    def _dir(self, nodeid: int) -> tuple[Node, NcHandle]:
+        """Node and namecache handle of a directory."""
+        node, vp = self.nodes.vnode(nodeid)
+        return node, NcHandle(self.vfs.cache.fromdvp(vp, ROOT_CRED), node.mount)
+
+    def _nch(self, nodeid: int) -> tuple[Node, Vnode, NcHandle]:
+        """Node, vnode and some namecache handle of any file; the entry may be None inside."""
+        node, vp = self.nodes.vnode(nodeid)
+        return node, vp, self.vfs.cache.nch_of(vp, node.mount)
+
+    def _entry(self, mount: Mount, vp: Vnode) -> pyfuse3.EntryAttributes:
+        """The reply that names ``vp``: counts a lookup."""
+        node = self.nodes.find(mount, vp)
+        entry = self.attrs.entry(node, vp)
+        node.nlookup += 1
+        return entry
+
+    def _opened(self, file: File, node: Node, ctx: Any) -> int:
+        self._next_fh = fh = self._next_fh + 1
+        self.files[fh] = OpenFile(file, node, Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask))
+        return fh
+
+    @staticmethod
+    def _info(fh: int, mount: Mount, flags: int) -> pyfuse3.FileInfo:
+        volatile = mount.coherence == VOLATILE
+        return pyfuse3.FileInfo(
+            fh=fh,
+            direct_io=volatile or bool(flags & O_DIRECT),
+            keep_cache=not volatile,
+            nonseekable=False,
+        )
+
+    # --- names -----------------------------------------------------------------------------
+
+    @request
+    def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Find a name in a directory; a negative answer is an entry with inode 0."""
+        if name == b"." or name == b"..":
+            return self._lookup_dots(parent_inode, name, ctx)
+        node, dnch = self._dir(parent_inode)
+        nch = kern.kern_lookup(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid))
+        if nch is None:
+            return negative(node.mount)
+        vp = nch.ncp.vp
+        if vp is None:
+            raise KError(ENOENT)
+        return self._entry(nch.mount, vp)
+
+    def _lookup_dots(self, nodeid: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        """``.`` and ``..`` by node number: the host resolves a file handle it was given earlier."""
+        node, vp = self.nodes.vnode(nodeid)
+        if name == b"..":
+            ncp = self.vfs.cache.fromdvp(vp, ROOT_CRED)
+            if ncp is vp.mount.ncmountpt.ncp:
+                return self._entry(node.mount, vp)
+            parent = ncp.parent
+            if parent is None or parent.vp is None:
+                raise KError(ESTALE)
+            vp = parent.vp
+        return self._entry(node.mount, vp)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """The host gives references back."""
+        forget = self.nodes.forget
+        for nodeid, nlookup in inode_list:
+            forget(nodeid, nlookup)
+
+    @request
+    def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Create a file of any type but a directory or symbolic link."""
+        _, dnch = self._dir(parent_inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        nch = kern.kern_mknod(
+            self.vfs, dnch, name, mode, os.major(rdev), os.minor(rdev), cred, chk=False
+        )
+        return self._entry(nch.mount, nch.ncp.vp)
+
+    @request
+    def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Create a directory."""
+        _, dnch = self._dir(parent_inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        nch = kern.kern_mkdir(self.vfs, dnch, name, mode & 0o7777, cred, chk=False)
+        return self._entry(nch.mount, nch.ncp.vp)
+
+    @request
+    def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Create a symbolic link."""
+        _, dnch = self._dir(parent_inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        nch = kern.kern_symlink(self.vfs, dnch, name, target, cred, chk=False)
+        return self._entry(nch.mount, nch.ncp.vp)
+
+    @request
+    def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Give a file a further name."""
+        node, vp, nch = self._nch(inode)
+        _, dnch = self._dir(new_parent_inode)
+        kern.kern_link(
+            self.vfs, nch, dnch, new_name, self.context.cred(ctx.uid, ctx.gid), chk=False
+        )
+        return self._entry(node.mount, vp)
+
+    @request
+    def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        """Remove a name."""
+        _, dnch = self._dir(parent_inode)
+        kern.kern_unlink(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid), chk=False)
+
+    @request
+    def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+        """Remove an empty directory."""
+        _, dnch = self._dir(parent_inode)
+        kern.kern_rmdir(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid), chk=False)
+
+    @request
+    def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: Any,
+    ) -> None:
+        """Rename, with the flags of renameat2(2)."""
+        _, fdnch = self._dir(parent_inode_old)
+        _, tdnch = self._dir(parent_inode_new)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        kern.kern_rename(self.vfs, fdnch, name_old, tdnch, name_new, flags, cred, chk=False)
+
+    @request
+    def readlink(self, inode: int, ctx: Any) -> bytes:
+        """The target of a symbolic link."""
+        _, _, nch = self._nch(inode)
+        return kern.kern_readlink(self.vfs, nch, self.context.cred(ctx.uid, ctx.gid))
+
+    # --- attributes ------------------------------------------------------------------------
+
+    @request
+    def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """The attributes of a file."""
+        node, vp = self.nodes.vnode(inode)
+        return self.attrs.entry(node, vp)
+
+    @request
+    def setattr(
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Change attributes; answers with all of them."""
+        node, vp, nch = self._nch(inode)
+        vap = Vattr()
+        if fields.update_mode:
+            vap.mode = attr.st_mode & 0o7777
+        if fields.update_uid:
+            vap.uid = attr.st_uid
+        if fields.update_gid:
+            vap.gid = attr.st_gid
+        if fields.update_size:
+            vap.size = attr.st_size
+        if fields.update_atime:
+            vap.atime = attr.st_atime_ns
+        if fields.update_mtime:
+            vap.mtime = attr.st_mtime_ns
+        if fields.update_ctime:
+            vap.ctime = attr.st_ctime_ns
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        kern.kern_setattr(self.vfs, nch, vap, cred, chk=False)
+        return self.attrs.entry(node, vp)
+
+    @request
+    def access(self, inode: int, mode: int, ctx: Any) -> bool:
+        """Only asked without default_permissions; the host checks by itself otherwise."""
+        _, vp = self.nodes.vnode(inode)
+        try:
+            vp.ops.use.vop_access(vp, mode, self.context.cred(ctx.uid, ctx.gid))
+        except KError:
+            return False
+        return True
+
+    @request
+    def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        """Figures of the root file system: pyfuse3 does not say which mount is asked about."""
+        return statvfs(kern.kern_statfs(self.vfs, self.vfs.mounts.rootnch))
+
+    # --- data ------------------------------------------------------------------------------
+
+    @request
+    def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        """Open a file, truncating it if asked to."""
+        node, _, nch = self._nch(inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        ours = oflags_from_linux(flags)
+        file = kern.kern_open(self.vfs, nch, ours, cred, chk=False)
+        return self._info(self._opened(file, node, ctx), node.mount, ours)
+
+    @request
+    def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Create a regular file and open it."""
+        _, dnch = self._dir(parent_inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        ours = oflags_from_linux(flags)
+        nch, file = kern.kern_create(
+            self.vfs, dnch, name, mode & 0o7777, ours, cred, chk=False
+        )
+        entry = self._entry(nch.mount, nch.ncp.vp)
+        node = self.nodes.by_id[entry.st_ino]
+        return self._info(self._opened(file, node, ctx), nch.mount, ours), entry
+
+    @fh_request
+    def read(self, opened: OpenFile, off: int, size: int) -> Any:
+        """Read; the answer may be any buffer."""
+        return kern.kern_read(opened.file, off, size)
+
+    @fh_request
+    def write(self, opened: OpenFile, off: int, buf: bytes) -> int:
+        """Write at ``off``. The host has worked out the offset of an appending write already."""
+        return kern.kern_write(opened.file, off, buf)
+
+    @fh_request
+    def flush(self, opened: OpenFile) -> None:
+        """A descriptor is closed; others of the same open may live on. Nothing is buffered here."""
+
+    async def release(self, fh: int) -> None:
+        """The last descriptor of an open is gone. Errors cannot be reported to anybody."""
+        opened = self.files.pop(fh, None)
+        if opened is None:
+            return
+        context = self.context
+        self.polls.closed(fh)
+        td = context.enter(opened.caller)
+        try:
+            kern.kern_close(opened.file)
+        except BaseException as exc:
+            raise context.translate("release", exc) from None
+        finally:
+            context.leave(td)
+
+    @fh_request
+    def fsync(self, opened: OpenFile, datasync: bool) -> None:
+        """Write a file to stable storage."""
+        kern.kern_fsync(opened.file, datasync)
+
+    async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> int:
+        """Which events are ready; ``poll_handle`` is notified when that changes."""
+        context = self.context
+        opened = self.files.get(fh)
+        td = context.enter(ctx)
+        try:
+            if opened is None:
+                raise KError(EINVAL)
+            return self.polls.poll(fh, opened.file, poll_handle)
+        except BaseException as exc:
+            raise context.translate("poll", exc) from None
+        finally:
+            context.leave(td)
+
+    # --- directories -----------------------------------------------------------------------
+
+    @request
+    def opendir(self, inode: int, ctx: Any) -> int:
+        """Open a directory for listing."""
+        node, _, nch = self._nch(inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        file = kern.kern_open(self.vfs, nch, O_RDONLY | O_DIRECTORY, cred, chk=False)
+        return self._opened(file, node, ctx)
+
+    @fh_request
+    def readdir(self, opened: OpenFile, start_id: int, token: Any) -> None:
+        """List from ``start_id`` on until the reply is full, attributes included."""
+        file, mount = opened.file, opened.node.mount
+        dncp = file.nch.ncp
+        kids = dncp.children if dncp is not None else None
+        cookie = start_id
+        while True:
+            entries = kern.kern_readdir(file, cookie, READDIR_BATCH, plus=True)
+            if not entries:
+                return
+            for dirent in entries:
+                name = dirent.name
+                if name == b"." or name == b"..":
+                    entry = self._dots(opened.node, dirent.ino)
+                    if not pyfuse3.readdir_reply(token, name, entry, dirent.cookie):
+                        return
+                    continue
+                node: Node | None = None
+                ncp = kids.get(name) if kids is not None else None
+                if ncp is not None and ncp.flags & NCF.ISMOUNTPT:
+                    upper = self.vfs.cache.findmount(NcHandle(ncp, mount))
+                    if upper is not None:
+                        node, entry = self._listed_mount(upper)
+                if node is None:
+                    node, entry = self._listed(mount, file, dirent)
+                    if node is None:
+                        continue
+                if not pyfuse3.readdir_reply(token, name, entry, dirent.cookie):
+                    if not node.nlookup:
+                        self.nodes.discard(node)
+                    return
+                node.nlookup += 1
+            cookie = entries[-1].cookie
+
+    def _dots(self, node: Node, ino: int) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = self.nodes.nodeid(node.mount, ino)
+        entry.st_mode = DT_DIR << 12
+        return entry
+
+    def _listed_mount(self, upper: Mount) -> tuple[Node, pyfuse3.EntryAttributes]:
+        root = upper.ops.vfs_root(upper)
+        try:
+            node = self.nodes.find(upper, root)
+            return node, self.attrs.entry(node, root)
+        finally:
+            root.rele()
+
+    def _listed(
+        self, mount: Mount, file: File, dirent: Any
+    ) -> tuple[Node | None, pyfuse3.EntryAttributes | None]:
+        """Node and attributes of a listed entry; (None, None) when it is gone meanwhile."""
+        vattr = dirent.vattr
+        if vattr is not None:
+            node = self.nodes.find_ino(mount, dirent.ino)
+            vp = node.vp
+            if vp is not None:
+                return node, self.attrs.entry(node, vp)
+            return node, pack(mount, node.nodeid, vattr)
+        nch = kern.kern_lookup(self.vfs, file.nch, dirent.name, file.cred)
+        if nch is None or nch.ncp.vp is None:
+            return None, None
+        node = self.nodes.find(nch.mount, nch.ncp.vp)
+        return node, self.attrs.entry(node, nch.ncp.vp)
+
+    async def releasedir(self, fh: int) -> None:
+        """A listing is finished."""
+        await self.release(fh)
+
+    @fh_request
+    def fsyncdir(self, opened: OpenFile, datasync: bool) -> None:
+        """Write a directory to stable storage; for the root directory, everything."""
+        if opened.node.nodeid == pyfuse3.ROOT_INODE:
+            self.vfs.sync_all()
+        else:
+            kern.kern_fsync(opened.file, datasync)
+
+    # --- extended attributes ---------------------------------------------------------------
+
+    @staticmethod
+    def _xattr(name: bytes) -> tuple[int, bytes]:
+        """Name space and name inside for a host attribute name."""
+        if name.startswith(_USER):
+            return EXTATTR_NAMESPACE_USER, name[len(_USER) :]
+        return EXTATTR_NAMESPACE_SYSTEM, name
+
+    @request
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        """Set an attribute; pyfuse3 has applied XATTR_CREATE and XATTR_REPLACE."""
+        _, _, nch = self._nch(inode)
+        space, key = self._xattr(name)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        kern.kern_setxattr(self.vfs, nch, space, key, value, 0, cred, chk=False)
+
+    @request
+    def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        """The value of an attribute."""
+        _, _, nch = self._nch(inode)
+        space, key = self._xattr(name)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
+
+    @request
+    def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
+        """The names of all attributes, as the host spells them."""
+        _, _, nch = self._nch(inode)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        user = kern.kern_listxattr(self.vfs, nch, EXTATTR_NAMESPACE_USER, cred, chk=False)
+        system = kern.kern_listxattr(self.vfs, nch, EXTATTR_NAMESPACE_SYSTEM, cred, chk=False)
+        return [_USER + name for name in user] + list(system)
+
+    @request
+    def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        """Remove an attribute."""
+        _, _, nch = self._nch(inode)
+        space, key = self._xattr(name)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        kern.kern_removexattr(self.vfs, nch, space, key, cred, chk=False)
+
+    def stacktrace(self) -> None:
+        """pyfuse3's debugging hook (setxattr fuse_stacktrace on the root): reports the threads."""
+        self.context.report("stacktrace", "\n".join(map(repr, self.context.lwkt.threads.values())))

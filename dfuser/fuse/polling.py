@@ -1,0 +1,101 @@
+"""poll(2), select(2) and epoll(7) of the host on our files.
+
+The host asks once whether a file is ready and leaves a handle; we notify the handle when the file's
+events fire, and the host asks again. Ordinary files are always ready.
+
+Counterpart: sys_poll over kqueue filters (sys/kern/sys_generic.c).
+Invariants: at most one handle an open file; a handle is notified at most once.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from dfuser.libkern.errno import KError
+from dfuser.libkern.klist import EVFILT_READ
+
+if TYPE_CHECKING:
+    from dfuser.vfs.file import File
+    from dfuser.vfs.vnode import Vnode
+
+#: Everything a file can be ready for.
+ALL_EVENTS: Final = (
+    select.POLLIN | select.POLLOUT | select.POLLPRI | select.POLLRDNORM | select.POLLWRNORM
+)
+
+
+class PollStatistics(NamedTuple):
+    """What `PollTable.statistics` returns."""
+
+    waiting: int
+    asked: int
+    notified: int
+
+
+class PollKnote:
+    """The note a poll hangs on a file: any event makes the host ask again."""
+
+    __slots__ = ("filter", "handle", "table", "vp")
+
+    def __init__(self, table: PollTable, vp: Vnode, handle: Any) -> None:
+        self.filter = EVFILT_READ
+        self.table = table
+        self.vp = vp
+        #: pyfuse3's handle; None once it was notified.
+        self.handle = handle
+
+    def event(self, hint: int) -> bool:
+        """Every event is worth a look."""
+        return self.handle is not None
+
+    def activate(self) -> None:
+        """Notify the host."""
+        handle, self.handle = self.handle, None
+        self.table.notified += 1
+        handle.notify()
+
+    def detach(self) -> None:
+        """Take the note off the file."""
+        if self.vp.klist is not None:
+            self.vp.klist.remove(self)
+
+
+class PollTable:
+    """The poll handles that wait for an event."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, PollKnote] = {}
+        self.asked = 0
+        self.notified = 0
+
+    def poll(self, fh: int, file: File, handle: Any) -> int:
+        """The ready events of ``file``; ``handle`` (or None) waits for the others."""
+        self.asked += 1
+        vp = file.vp
+        ready = vp.ops.use.vop_poll(vp, ALL_EVENTS, file.cred, file.fdata)
+        if handle is not None and not ready & (select.POLLIN | select.POLLRDNORM):
+            self._wait(fh, vp, handle)
+        return ready
+
+    def _wait(self, fh: int, vp: Vnode, handle: Any) -> None:
+        note = self._waiting.get(fh)
+        if note is not None:
+            note.handle = handle
+            return
+        note = PollKnote(self, vp, handle)
+        try:
+            vp.ops.use.vop_kqfilter(vp, note)
+        except KError:
+            return
+        self._waiting[fh] = note
+
+    def closed(self, fh: int) -> None:
+        """The open file is gone, and with it its handle."""
+        note = self._waiting.pop(fh, None)
+        if note is not None:
+            note.detach()
+
+    def statistics(self) -> PollStatistics:
+        """Counters since boot."""
+        return PollStatistics(len(self._waiting), self.asked, self.notified)

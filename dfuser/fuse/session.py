@@ -1,0 +1,229 @@
+"""One mounted kernel: from fusermount3 to the last request and back.
+
+`FuseSession` puts the parts of the bridge together, mounts, serves, and unmounts. A session ends
+when the host unmounts (``fusermount3 -u``, ``umount``, `FuseSession.unmount`), whoever asked for it;
+what is dirty is written and every open file closed before the kernel goes on to stop.
+
+pyfuse3 keeps one session a process. Many kernels can run in one process, one of them mounted.
+
+Counterpart: mount_fusefs and fusefs_unmount, from the other side.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import pyfuse3
+import trio
+
+from dfuser.libkern.errno import KError
+from dfuser.lwkt.synch import abort_sleep
+
+from . import mountpoint as host
+from .attr import AttrCache
+from .mountpoint import MountError
+from .nodes import NodeTable
+from .notify import Notifier
+from .ops import Operations
+from .polling import PollTable
+from .request import RequestContext
+from .watcher import SignalWatcher
+
+if TYPE_CHECKING:
+    from dfuser.kern.proc import ProcTable
+    from dfuser.libkern.errno import Panic
+    from dfuser.lwkt.machine import Lwkt
+    from dfuser.lwkt.thread import Thread
+    from dfuser.vfs.vfs import Vfs
+
+_log = logging.getLogger(__name__)
+
+#: Worker tasks pyfuse3 may start beyond the requests that may park.
+_SPARE_WORKERS: Final = 50
+
+
+@attrs.frozen
+class SessionOptions:
+    """How to mount."""
+
+    mountpoint: str
+    fsname: str = "dfuser"
+    allow_other: bool | None = None
+    """Let other users in; None: if the host permits it."""
+    read_only: bool = False
+    nonempty: bool = False
+    writeback: bool = False
+    """Let the host collect writes: faster small writes; sizes and times are the host's until it
+    writes back, so changes from inside to the same file are not coherent."""
+    max_parked: int = 2000
+
+    def fuse_options(self) -> set[str]:
+        """The option set for pyfuse3."""
+        options = {"default_permissions", f"fsname={self.fsname}", "subtype=dfuser"}
+        allowed = host.may_allow_other()
+        if self.allow_other and not allowed:
+            raise MountError(
+                "permission",
+                "allow_other needs the line 'user_allow_other' in /etc/fuse.conf, or root",
+            )
+        if allowed and self.allow_other is not False:
+            options.add("allow_other")
+        if self.read_only:
+            options.add("ro")
+        return options
+
+
+class FuseSession:
+    """A kernel's connection to the host.
+
+    Args:
+        vfs: what is served; its root must be mounted.
+        lwkt: the machine that requests run on.
+        procs: where parked requests become processes.
+        report: called with an operation's name and a traceback when a request meets a bug.
+        on_panic: called when a request panics the kernel.
+    """
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        lwkt: Lwkt,
+        procs: ProcTable,
+        options: SessionOptions,
+        report: Callable[[str, str], None],
+        on_panic: Callable[[Panic], None],
+    ) -> None:
+        self.vfs = vfs
+        self.lwkt = lwkt
+        self.options = options
+        self.nodes = NodeTable(vfs.mounts.get)
+        self.attrs = AttrCache()
+        self.polls = PollTable()
+        self.watcher = SignalWatcher(self._abort_sleep, lwkt.clock.monotonic_ns)
+        self.context = RequestContext(
+            lwkt, procs, self.watcher, report, on_panic, options.max_parked
+        )
+        procs.caller = self.context.caller
+        self.notifier = Notifier(
+            self.nodes,
+            self.attrs,
+            self.context,
+            pyfuse3.invalidate_entry,
+            pyfuse3.invalidate_inode,
+        )
+        self.ops = Operations(
+            vfs,
+            self.context,
+            self.nodes,
+            self.attrs,
+            self.polls,
+            writeback=options.writeback,
+        )
+        #: Set when the host has unmounted us.
+        self.ended = trio.Event()
+        self.mounted = False
+
+    def owners(self) -> tuple[object, ...]:
+        """The objects whose sysctls and statistics the kernel shows."""
+        return (self.nodes, self.attrs, self.context, self.watcher, self.notifier)
+
+    def _abort_sleep(self, td: Thread, error: int) -> bool:
+        done: list[bool] = []
+        td.cpu.interrupt(lambda: done.append(abort_sleep(td, error)))
+        return bool(done and done[0])
+
+    def mount(self) -> None:
+        """Attach to the host. Blocks until fusermount3 is done. Raises `MountError`."""
+        options = self.options
+        host.check_fuse()
+        if host.clear_stale(options.mountpoint):
+            _log.info("cleared the stale mount on %s", options.mountpoint)
+        host.check(options.mountpoint, nonempty=options.nonempty)
+        root = self.vfs.mounts.root
+        rootvp = root.ops.vfs_root(root)
+        self.nodes.set_root(root, rootvp)
+        self.vfs.hostcache = self.notifier
+        try:
+            pyfuse3.init(self.ops, options.mountpoint, options.fuse_options())
+        except RuntimeError as error:
+            self.vfs.hostcache = None
+            rootvp.rele()
+            raise MountError(
+                "fuse", f"the host refused to mount on {options.mountpoint} ({error})"
+            ) from None
+        self.mounted = True
+        host.set_max_background(options.mountpoint, options.max_parked)
+
+    async def serve(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer requests until the host unmounts; then close what it left open."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.watcher.run)
+                self.notifier.start()
+                task_status.started()
+                await pyfuse3.main(max_tasks=self.options.max_parked + _SPARE_WORKERS)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self.notifier.stop()
+        self.vfs.hostcache = None
+        still_mounted = self.mounted and host.mounted_at(self.options.mountpoint) is not None
+        pyfuse3.close(unmount=still_mounted)
+        self.mounted = False
+        td = self.lwkt.cpus[0].borrow()
+        try:
+            self._release_all()
+        finally:
+            td.cpu.unborrow(td)
+        self.ended.set()
+
+    def _release_all(self) -> None:
+        from dfuser.vfs.syscalls import kern_close
+
+        for opened in list(self.ops.files.values()):
+            try:
+                kern_close(opened.file)
+            except KError as error:
+                _log.warning("closing a file at unmount: %s", error)
+        self.ops.files.clear()
+        self.attrs.clear()
+        root = self.nodes.by_id.get(pyfuse3.ROOT_INODE)
+        rootvp = root.vp if root is not None else None
+        for node in list(self.nodes.by_id.values()):
+            self.nodes.discard(node)
+        if rootvp is not None:
+            rootvp.rele()
+
+    async def unmount(self, *, lazy: bool = False) -> None:
+        """Ask the host to unmount, serving meanwhile; `ended` is set once it has.
+
+        Raises `MountError` "busy" naming the processes that hold the mount.
+        """
+        if not self.mounted:
+            return
+        path = self.options.mountpoint
+        try:
+            await trio.to_thread.run_sync(lambda: host.detach(path, lazy=lazy))
+        except MountError as error:
+            if error.kind != "busy":
+                raise
+            who = await trio.to_thread.run_sync(host.holders, path)
+            names = ", ".join(f"{command} ({pid})" for pid, command in who) or "nobody I can see"
+            raise MountError("busy", f"{path} is in use by {names}") from None
+
+    def statistics(self) -> dict[str, Any]:
+        """The statistics of every part, by name."""
+        return {
+            "nodes": self.nodes.statistics(),
+            "requests": self.context.statistics(),
+            "notifier": self.notifier.statistics(),
+            "watcher": self.watcher.statistics(),
+            "polls": self.polls.statistics(),
+        }

@@ -1,0 +1,467 @@
+"""The six kinds of message port.
+
+* **thread**: owned by one thread, which alone receives. A put from the owner's CPU queues and
+  wakes; from another CPU it travels by IPI. The cheapest, and the rule.
+* **spin**: any thread may receive; waiters sleep on the port (or on the message, if it is
+  synchronous) by tsleep.
+* **serialize**: like spin, with the caller's serializer held around every operation.
+* **replyonly**, and **null**: a sink for answers: calls a function, or just marks the message done.
+* **putonly**: serves each message in a function of its own in the sender's context.
+* **panic**: nothing is allowed; for ports that are being torn down.
+
+Counterpart: sys/kern/lwkt_msgport.c (the backends and lwkt_initport_*).
+Differs from DragonFly: a spin port needs no spinlock, because its operations run to completion; the
+rules that come with one (no suspension inside) hold by construction.
+Token and lock order: takes none but a serializer port's serializer, which the caller holds.
+Invariants: a thread port's queues are touched on its owner's CPU only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+
+from dfuser.libkern.errno import EASYNC, EINTR, ENOENT, KKASSERT, panic
+from dfuser.libkern.param import PCATCH, PINTERLOCKED
+
+from . import thread as _thread
+from .msgport import MSGF, MSGPORTF_WAITING, LwktMsg, Port, PortOps
+from .synch import lwkt_sleep, tsleep, tsleep_interlock, wakeup, wakeup_mycpu, zsleep
+
+if TYPE_CHECKING:
+    from .machine import Lwkt
+    from .thread import Thread
+
+
+class PortSerializer(Protocol):
+    """What a serializer port needs of its serializer; `serialize.LwktSerialize` is one."""
+
+    async def enter(self) -> None:
+        """Take it."""
+
+    def exit(self) -> None:
+        """Give it back."""
+
+    def assert_serialized(self) -> None:
+        """Panic unless the running thread holds it."""
+
+
+# --- thread ports --------------------------------------------------------------------------
+
+
+def _owner(port: Port) -> Thread:
+    td = port.td
+    assert td is not None
+    return td
+
+
+def _deliver(port: Port, msg: LwktMsg, reply: bool) -> None:
+    """A message or an answer arrives at the owner's CPU."""
+    if not reply:
+        port.pushmsg(msg)
+    elif msg.flags & MSGF.SYNC:
+        msg.flags |= MSGF.REPLY | MSGF.DONE
+    else:
+        port.enqueue_reply(msg)
+
+
+def _transfer(port: Port, msg: LwktMsg, reply: bool) -> None:
+    """Link a message for the owner's CPU; the first one linked rings the bell."""
+    msg.flags |= MSGF.INTRANSIT
+    src = _thread.curthread.cpu
+    linked = port.transit.get(src.cpuid)
+    if linked is not None:
+        linked.append((msg, reply))
+        return
+    port.transit[src.cpuid] = [(msg, reply)]
+    src.lwkt.ipiqs.post(src, _owner(port).cpu, _arrive, port, src.cpuid)
+
+
+def _arrive(port: Port, src: int) -> None:
+    """The IPI: take over what CPU ``src`` has linked, or chase an owner that has migrated."""
+    td = _owner(port)
+    here = _thread.curthread.cpu
+    if td.cpu is not here:
+        here.lwkt.ipiqs.post(here, td.cpu, _arrive, port, src)
+        return
+    for msg, reply in port.transit.pop(src):
+        msg.flags &= ~MSGF.INTRANSIT
+        port.remote += 1
+        _deliver(port, msg, reply)
+    if port.flags & MSGPORTF_WAITING:
+        td.cpu.lwkt.schedule(td)
+
+
+def _is_local(td: Thread) -> bool:
+    cur = _thread.curthread
+    return td.cpu is cur.cpu
+
+
+def thread_putport(port: Port, msg: LwktMsg) -> int:
+    """Queue the message for the owner; always EASYNC. Counterpart: lwkt_thread_putport."""
+    KKASSERT(not msg.flags & (MSGF.DONE | MSGF.REPLY), "putport: the message is done")
+    msg.target_port = port
+    td = _owner(port)
+    if _is_local(td):
+        port.pushmsg(msg)
+        if port.flags & MSGPORTF_WAITING:
+            td.cpu.lwkt.schedule(td)
+    else:
+        _transfer(port, msg, False)
+    return EASYNC
+
+
+def thread_replyport(port: Port, msg: LwktMsg) -> None:
+    """Return the message to the owner. Counterpart: lwkt_thread_replyport."""
+    td = _owner(port)
+    if _is_local(td):
+        _deliver(port, msg, True)
+        if port.flags & MSGPORTF_WAITING:
+            td.cpu.lwkt.schedule(td)
+    else:
+        msg.flags |= MSGF.REPLY
+        _transfer(port, msg, True)
+
+
+def thread_getport(port: Port) -> LwktMsg | None:
+    """Counterpart: lwkt_thread_getport."""
+    KKASSERT(port.td is _thread.curthread, "lwkt_getport: not the port's owner")
+    return port.pollmsg()
+
+
+async def thread_waitport(port: Port, flags: int) -> LwktMsg | None:
+    """Counterpart: lwkt_thread_waitport."""
+    KKASSERT(port.td is _thread.curthread, "lwkt_waitport: not the port's owner")
+    while (msg := port.pollmsg()) is None:
+        port.flags |= MSGPORTF_WAITING
+        try:
+            error = await lwkt_sleep("waitport", flags)
+        finally:
+            port.flags &= ~MSGPORTF_WAITING
+        if error and not (port.msgq or port.msgq_prio):
+            return None
+    return msg
+
+
+async def thread_waitmsg(msg: LwktMsg, flags: int) -> int:
+    """Counterpart: lwkt_thread_waitmsg."""
+    port = msg.reply_port
+    assert port is not None
+    KKASSERT(port.td is _thread.curthread, "lwkt_waitmsg: not the reply port's owner")
+    aborted = 0
+    while not msg.flags & MSGF.DONE:
+        port.flags |= MSGPORTF_WAITING
+        try:
+            error = await lwkt_sleep("waitabt" if aborted else "waitmsg", flags)
+        finally:
+            port.flags &= ~MSGPORTF_WAITING
+        if error:
+            aborted = error
+            flags &= ~PCATCH
+            msg.abortmsg()
+    return _take_reply(port, msg, aborted)
+
+
+def _take_reply(port: Port, msg: LwktMsg, aborted: int) -> int:
+    """The message is done: off the reply port with it; EINTR becomes what the signal asked for."""
+    if msg.flags & MSGF.QUEUED:
+        port.pullmsg(msg)
+        port.gets += 1
+    if aborted and msg.error == EINTR:
+        msg.error = aborted
+    return msg.error
+
+
+def thread_dropmsg(port: Port, msg: LwktMsg) -> int:
+    """Counterpart: lwkt_thread_dropmsg, lwkt_spin_dropmsg."""
+    KKASSERT(port.td is _thread.curthread, "lwkt_dropmsg: not the port's owner")
+    if msg.flags & (MSGF.REPLY | MSGF.QUEUED) != MSGF.QUEUED:
+        return ENOENT
+    port.pullmsg(msg)
+    msg.flags |= MSGF.DONE
+    return 0
+
+
+# --- spin ports ----------------------------------------------------------------------------
+
+
+def _push_only(port: Port, msg: LwktMsg) -> bool:
+    """Queue; says whether somebody sleeps on the port. The waker clears the flag."""
+    KKASSERT(not msg.flags & (MSGF.DONE | MSGF.REPLY), "putport: the message is done")
+    msg.target_port = port
+    port.pushmsg(msg)
+    waiting = bool(port.flags & MSGPORTF_WAITING)
+    port.flags &= ~MSGPORTF_WAITING
+    return waiting
+
+
+def spin_putport(port: Port, msg: LwktMsg) -> int:
+    """Counterpart: lwkt_spin_putport."""
+    if _push_only(port, msg):
+        wakeup(port)
+    return EASYNC
+
+
+def spin_putport_oncpu(port: Port, msg: LwktMsg) -> int:
+    """Counterpart: lwkt_spin_putport_oncpu."""
+    KKASSERT(port.cpuid == _thread.curthread.cpu.cpuid, "putport_oncpu: not the port's CPU")
+    if _push_only(port, msg):
+        wakeup_mycpu(port)
+    return EASYNC
+
+
+def spin_replyport(port: Port, msg: LwktMsg) -> None:
+    """Counterpart: lwkt_spin_replyport."""
+    if msg.flags & MSGF.SYNC:
+        waiting = msg.flags & MSGF.WAITING
+        msg.flags = (msg.flags | MSGF.DONE | MSGF.REPLY) & ~MSGF.WAITING
+        if waiting:
+            wakeup(msg)
+    else:
+        port.enqueue_reply(msg)
+        if port.flags & MSGPORTF_WAITING:
+            port.flags &= ~MSGPORTF_WAITING
+            wakeup(port)
+
+
+def spin_getport(port: Port) -> LwktMsg | None:
+    """Counterpart: lwkt_spin_getport."""
+    return port.pollmsg()
+
+
+async def _sleep_on(port: Port, ident: Any, flags: int, wmesg: str) -> int:
+    """Sleep on a port or a message, without the port's serializer if it has one."""
+    if port.data is not None:
+        return await zsleep(ident, port.data, flags, wmesg)
+    tsleep_interlock(ident, flags)
+    return await tsleep(ident, flags | PINTERLOCKED, wmesg)
+
+
+async def spin_waitport(port: Port, flags: int) -> LwktMsg | None:
+    """Counterpart: lwkt_spin_waitport, lwkt_serialize_waitport."""
+    while (msg := port.pollmsg()) is None:
+        port.flags |= MSGPORTF_WAITING
+        if await _sleep_on(port, port, flags, "waitport"):
+            return None
+    return msg
+
+
+async def spin_waitmsg(msg: LwktMsg, flags: int) -> int:
+    """Counterpart: lwkt_spin_waitmsg, lwkt_serialize_waitmsg."""
+    port = msg.reply_port
+    assert port is not None
+    aborted = 0
+    while not msg.flags & MSGF.DONE:
+        if msg.flags & MSGF.SYNC:
+            msg.flags |= MSGF.WAITING
+            ident: Any = msg
+        else:
+            port.flags |= MSGPORTF_WAITING
+            ident = port
+        error = await _sleep_on(port, ident, 0 if aborted else flags & PCATCH, "waitmsg")
+        if error:
+            aborted = error
+            msg.abortmsg()
+    return _take_reply(port, msg, aborted)
+
+
+# --- serializer ports ----------------------------------------------------------------------
+
+
+def serialize_putport(port: Port, msg: LwktMsg) -> int:
+    """Counterpart: lwkt_serialize_putport."""
+    port.data.assert_serialized()
+    return spin_putport(port, msg)
+
+
+def serialize_replyport(port: Port, msg: LwktMsg) -> None:
+    """Counterpart: lwkt_serialize_replyport."""
+    port.data.assert_serialized()
+    spin_replyport(port, msg)
+
+
+def serialize_getport(port: Port) -> LwktMsg | None:
+    """Counterpart: lwkt_serialize_getport."""
+    port.data.assert_serialized()
+    return port.pollmsg()
+
+
+async def serialize_waitport(port: Port, flags: int) -> LwktMsg | None:
+    """Counterpart: lwkt_serialize_waitport."""
+    port.data.assert_serialized()
+    return await spin_waitport(port, flags)
+
+
+async def serialize_waitmsg(msg: LwktMsg, flags: int) -> int:
+    """Counterpart: lwkt_serialize_waitmsg."""
+    assert msg.reply_port is not None
+    msg.reply_port.data.assert_serialized()
+    return await spin_waitmsg(msg, flags)
+
+
+# --- special ports -------------------------------------------------------------------------
+
+
+def null_replyport(port: Port, msg: LwktMsg) -> None:
+    """Mark the message done, tell nobody. Counterpart: lwkt_null_replyport."""
+    msg.flags |= MSGF.DONE | MSGF.REPLY
+
+
+def panic_getport(port: Port) -> NoReturn:
+    """Counterpart: lwkt_panic_getport."""
+    panic(f"lwkt_getport: illegal on {port}")
+
+
+def panic_putport(port: Port, msg: LwktMsg) -> NoReturn:
+    """Counterpart: lwkt_panic_putport."""
+    panic(f"lwkt_beginmsg: illegal on {port}")
+
+
+def panic_waitmsg(msg: LwktMsg, flags: int) -> NoReturn:
+    """Counterpart: lwkt_panic_waitmsg."""
+    panic(f"lwkt_waitmsg: illegal on {msg.reply_port}")
+
+
+def panic_waitport(port: Port, flags: int) -> NoReturn:
+    """Counterpart: lwkt_panic_waitport."""
+    panic(f"lwkt_waitport: illegal on {port}")
+
+
+def panic_replyport(port: Port, msg: LwktMsg) -> NoReturn:
+    """Counterpart: lwkt_panic_replyport."""
+    panic(f"lwkt_replymsg: illegal on {port}")
+
+
+def panic_dropmsg(port: Port, msg: LwktMsg) -> NoReturn:
+    """Counterpart: lwkt_panic_dropmsg."""
+    panic(f"lwkt_dropmsg: illegal on {port}")
+
+
+def panic_putport_oncpu(port: Port, msg: LwktMsg) -> NoReturn:
+    """Counterpart: lwkt_panic_putport_oncpu."""
+    panic(f"lwkt_sendmsg_oncpu: illegal on {port}")
+
+
+PANIC_OPS: Final = PortOps(
+    kind="panic",
+    getport=panic_getport,
+    putport=panic_putport,
+    waitmsg=panic_waitmsg,
+    waitport=panic_waitport,
+    replyport=panic_replyport,
+    dropmsg=panic_dropmsg,
+    putport_oncpu=panic_putport_oncpu,
+)
+THREAD_OPS: Final = PortOps(
+    kind="thread",
+    getport=thread_getport,
+    putport=thread_putport,
+    waitmsg=thread_waitmsg,
+    waitport=thread_waitport,
+    replyport=thread_replyport,
+    dropmsg=thread_dropmsg,
+    putport_oncpu=thread_putport,
+)
+SPIN_OPS: Final = PortOps(
+    kind="spin",
+    getport=spin_getport,
+    putport=spin_putport,
+    waitmsg=spin_waitmsg,
+    waitport=spin_waitport,
+    replyport=spin_replyport,
+    dropmsg=thread_dropmsg,
+    putport_oncpu=panic_putport_oncpu,
+)
+SERIALIZE_OPS: Final = PortOps(
+    kind="serialize",
+    getport=serialize_getport,
+    putport=serialize_putport,
+    waitmsg=serialize_waitmsg,
+    waitport=serialize_waitport,
+    replyport=serialize_replyport,
+    dropmsg=panic_dropmsg,
+    putport_oncpu=panic_putport_oncpu,
+)
+NULL_OPS: Final = PANIC_OPS._replace(kind="null", replyport=null_replyport)
+
+
+def initport_thread(td: Thread, name: str = "", ops: PortOps = THREAD_OPS) -> Port:
+    """A port that only ``td`` receives from. Counterpart: lwkt_initport_thread.
+
+    ``ops`` may be a variant of THREAD_OPS with a ``putport`` of its own, which may serve messages
+    at once or fall back to `thread_putport`.
+    """
+    return Port(ops, name or td.name, td=td)
+
+
+def initport_spin(
+    td: Thread | None = None,
+    fixed_cpuid: bool = False,
+    name: str = "",
+    lwkt: Lwkt | None = None,
+) -> Port:
+    """A port that any thread may receive from. Counterpart: lwkt_initport_spin.
+
+    Args:
+        td: the thread that may drop messages; None: nobody may.
+        fixed_cpuid: putport_oncpu is allowed, on the CPU ``td`` is on now.
+        name: for listings.
+        lwkt: the machine that lists it when there is no ``td``.
+    """
+    ops = SPIN_OPS
+    if td is None:
+        ops = ops._replace(dropmsg=panic_dropmsg)
+    if fixed_cpuid:
+        ops = ops._replace(putport_oncpu=spin_putport_oncpu)
+    port = Port(ops, name, td=td, lwkt=lwkt)
+    if fixed_cpuid:
+        KKASSERT(td is not None, "lwkt_initport_spin: fixed_cpuid without a thread")
+        port.cpuid = _owner(port).cpu.cpuid
+    return port
+
+
+def initport_serialize(slz: PortSerializer, name: str = "", lwkt: Lwkt | None = None) -> Port:
+    """A port guarded by a serializer its users hold. Counterpart: lwkt_initport_serialize."""
+    return Port(SERIALIZE_OPS, name, data=slz, lwkt=lwkt)
+
+
+def initport_replyonly(
+    replyfn: Callable[[Port, LwktMsg], None], name: str = "", lwkt: Lwkt | None = None
+) -> Port:
+    """A sink for answers: ``replyfn(port, msg)`` gets each.
+
+    Counterpart: lwkt_initport_replyonly.
+    """
+    return Port(PANIC_OPS._replace(kind="replyonly", replyport=replyfn), name, lwkt=lwkt)
+
+
+def initport_replyonly_null(name: str = "", lwkt: Lwkt | None = None) -> Port:
+    """A sink that only marks messages done. Counterpart: lwkt_initport_replyonly_null."""
+    return Port(NULL_OPS, name, lwkt=lwkt)
+
+
+def initport_putonly(
+    putfn: Callable[[Port, LwktMsg], int], name: str = "", lwkt: Lwkt | None = None
+) -> Port:
+    """A port that serves each message by ``putfn(port, msg)`` in the sender's context.
+
+    ``putfn`` returns the error of the answer, or EASYNC when it will reply later.
+    Counterpart: lwkt_initport_putonly.
+    """
+    return Port(PANIC_OPS._replace(kind="putonly", putport=putfn), name, lwkt=lwkt)
+
+
+def initport_panic(name: str = "", lwkt: Lwkt | None = None) -> Port:
+    """A port that may not be used. Counterpart: lwkt_initport_panic."""
+    return Port(PANIC_OPS, name, lwkt=lwkt)
+
+
+def lwkt_initport(td: Thread, name: str = "") -> Port:
+    """A port for ``td``, made its own (``td.msgport``). Counterpart: lwkt_initport (2004)."""
+    port = td.msgport = initport_thread(td, name)
+    return port
+
+
+def thread_port(td: Thread) -> Port:
+    """The own port of ``td`` (td_msgport), made when first asked for."""
+    return td.msgport or lwkt_initport(td)

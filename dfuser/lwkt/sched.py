@@ -1,0 +1,296 @@
+"""The per-CPU scheduler: election, the loop, and the task driver.
+
+Each logical `Cpu` elects the first thread of its highest non-empty run queue. Equal priorities go
+round robin. Nobody else decides: trio only wakes the one task that its CPU has elected.
+
+Who calls what:
+
+* the CPU's **loop** (`Cpu.run`, driven by trio through `machine.Lwkt` or by the deterministic
+  scheduler) steps coroutine threads one after the other;
+* a **task thread** that suspends elects its successor itself (`task_switch`) and wakes it directly,
+  so that a switch between two task threads costs one trio reschedule;
+* an **interrupt** runs nested above whatever is elected (see `intr`).
+
+Between election and resumption a task thread already holds its CPU and its tokens: interrupts that
+arrive meanwhile run above it, other CPUs see its tokens taken. If its CPU is stopped meanwhile it
+freezes as soon as it wakes, until the CPU is restarted.
+
+Fairness towards the host: a loop returns after so many steps or 500 us, whichever is first; a task
+thread that keeps electing itself takes a real trio checkpoint after 64 times or 500 us.
+
+Counterpart: lwkt_switch (kern/lwkt_thread.c) and struct globaldata (sys/globaldata.h).
+Differs from DragonFly: a thread whose tokens are not to be had is passed over and its CPU is kicked
+when a token is released, where DragonFly polls.
+Invariants: the elected thread has all its tokens; `Cpu.run` is never entered twice for one CPU;
+``curthread`` of an idle CPU is None; after a panic nothing is elected any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from dfuser.libkern.errno import panic
+
+from . import thread as _thread
+from .globaldata import RQF, SLICE_NS, STOP
+from .intr import InterruptCpu
+from .thread import Thread
+from .token import lwkt_getalltokens, lwkt_relalltokens
+
+if TYPE_CHECKING:
+    from .machine import Lwkt
+
+__all__ = ["RQF", "STOP", "Cpu", "Outcome"]
+
+
+class Outcome:
+    """How one call of `Cpu.run` ended."""
+
+    IDLE: Final = 0
+    MORE: Final = 1
+    HANDED: Final = 2
+    PAUSED: Final = 3
+
+
+#: Task threads take a real trio checkpoint after this many switches that found nobody else.
+_SELF_SWITCH_LIMIT: Final = 64
+#: `Cpu.run` looks at the clock once in so many steps, or at every one if steps are long.
+_CLOCK_STEPS: Final = 8
+_LONG_STEPS_NS: Final = 60_000
+
+_reschedule = trio.lowlevel.reschedule
+_wait_rescheduled = trio.lowlevel.wait_task_rescheduled
+
+
+class Cpu(InterruptCpu):
+    """One logical CPU. Counterpart: struct globaldata (sys/globaldata.h)."""
+
+    __slots__ = ()
+
+    def __init__(self, lwkt: Lwkt, cpuid: int) -> None:
+        super().__init__(lwkt, cpuid)
+
+    # --- election --------------------------------------------------------------------------
+
+    def elect(self) -> Thread | None:
+        """Serve what is pending, then choose the next thread and take its tokens; None: idle."""
+        if self.reqflags:
+            if self.reqflags & RQF.PENDING:
+                self.splz()
+            self.reqflags &= ~RQF.RESCHED
+        if self.stopped:
+            return None
+        mask = self.runmask
+        while mask:
+            pri = mask.bit_length() - 1
+            for td in self.runq[pri]:
+                if not td.toks or lwkt_getalltokens(td):
+                    td.switches += 1
+                    self.switches += 1
+                    self.stalled = False
+                    if self.lwkt.ktr_ctxsw.mask:
+                        self.lwkt.trace_switch(self.cpuid, td)
+                    return td
+                self.token_stalls += 1
+            mask ^= 1 << pri
+        self.stalled = self.runmask != 0
+        return None
+
+    def relalltokens(self, td: Thread) -> None:
+        """The thread is about to suspend: release its tokens."""
+        lwkt_relalltokens(td)
+
+    # --- the loop --------------------------------------------------------------------------
+
+    def run(self, budget: int, limit_ns: int = 0) -> int:
+        """Step coroutine threads until there is nothing to do, a task thread was elected, or
+        ``budget`` steps or ``limit_ns`` nanoseconds (0: no limit) are used up.
+
+        Returns an `Outcome`. Never suspends.
+        """
+        lwkt = self.lwkt
+        prev = _thread.curthread
+        check = now = end = 0
+        if limit_ns:
+            now = self.slice_start = lwkt.clock.monotonic_ns()
+            end = now + limit_ns
+            check = 1 if lwkt.measure_stretch else _CLOCK_STEPS
+        runq = self.runq
+        td = self._next()
+        try:
+            while td is not None:
+                if not td.coro:
+                    self.wake_task(td)
+                    return Outcome.HANDED
+                self.curthread = _thread.curthread = td
+                try:
+                    pausing = td.send(None)
+                except BaseException as exc:
+                    self.curthread = None
+                    self.body_ended(td, exc)
+                else:
+                    if pausing is not None:
+                        self.paused = td
+                        return Outcome.PAUSED
+                    self.curthread = None
+                budget -= 1
+                if budget <= 0:
+                    return Outcome.MORE
+                check -= 1
+                if check == 0:
+                    was, now = now, lwkt.clock.monotonic_ns()
+                    if now >= end:
+                        return Outcome.MORE
+                    check = 1 if self._long_steps(now - was) else _CLOCK_STEPS
+                if self.reqflags or self.stopped or not self.runmask:
+                    td = self.elect()
+                else:
+                    td = runq[self.runmask.bit_length() - 1][0]
+                    if td.toks or lwkt.ktr_ctxsw.mask:
+                        td = self.elect()
+                    else:
+                        td.switches += 1
+                        self.switches += 1
+        finally:
+            _thread.curthread = prev
+        return Outcome.IDLE if self.curthread is None else Outcome.HANDED
+
+    def _long_steps(self, ns: int) -> bool:
+        """Whether the clock must be looked at after every step; notes the time if asked to."""
+        if self.lwkt.measure_stretch:
+            self.lwkt.note_stretch(ns)
+            return True
+        return ns > _LONG_STEPS_NS
+
+    def _next(self) -> Thread | None:
+        """The thread to resume: one that spins, one handed over, or a newly elected one."""
+        td = self.paused
+        if td is not None:
+            if self.reqflags & RQF.PENDING and (self.stopped or not td.critcount):
+                self.splz()
+            if self.stopped:
+                return None
+            self.paused = None
+            return td
+        td = self.elected
+        if td is not None:
+            if self.stopped:
+                return None
+            self.elected = None
+            return td
+        if self.curthread is not None:
+            if self.reqflags & RQF.PENDING:
+                self.splz()
+            return None
+        return self.elect()
+
+    # --- task threads ----------------------------------------------------------------------
+
+    def wake_task(self, td: Thread) -> None:
+        """Let the elected task thread ``td`` run: it holds the CPU from here on.
+
+        A thread whose trio task has not started yet finds that out when it starts.
+        """
+        self.curthread = td
+        if td.task is not None:
+            trio.lowlevel.reschedule(td.task)
+
+    def hand_over(self) -> Thread | None:
+        """A task thread gives the CPU away: elect the successor and return it.
+
+        A coroutine thread is left to the loop; a task thread is marked as running and the caller
+        wakes it (it may be the caller itself).
+        """
+        self.curthread = None
+        ntd = self.elect()
+        if ntd is not None:
+            if ntd.coro:
+                self.elected = ntd
+                self.kick()
+            else:
+                self.curthread = ntd
+        return ntd
+
+    def task_switch(self, td: Thread) -> Generator[Any, Any, None]:
+        """The task driver's half of `switch`."""
+        ntd = self.hand_over()
+        _thread.curthread = self.idle
+        if ntd is td:
+            self.self_switches += 1
+            if self.self_switches < _SELF_SWITCH_LIMIT and not self._slice_used():
+                _thread.curthread = td
+                return
+            yield from trio.lowlevel.cancel_shielded_checkpoint().__await__()
+        else:
+            if ntd is not None and not ntd.coro and ntd.task is not None:
+                _reschedule(ntd.task)
+            assert td.abort is not None
+            yield from _wait_rescheduled(td.abort).__await__()
+        cpu = td.cpu
+        if cpu.stopped:
+            yield from cpu.freeze(td)
+        cpu.task_resumed(td)
+
+    def _slice_used(self) -> bool:
+        """Whether the running task thread has kept the host from its turn for 500 us."""
+        now = self.lwkt.clock.monotonic_ns()
+        if self.slice_start < 0:
+            self.slice_start = now
+        return now - self.slice_start >= SLICE_NS
+
+    def task_resumed(self, td: Thread) -> None:
+        """The elected task thread has got the host's thread."""
+        _thread.curthread = td
+        self.self_switches = 0
+        self.slice_start = -1
+        if self.curthread is not td:
+            panic(f"{td} woke without being elected")
+
+    def freeze(self, td: Thread) -> Generator[Any, Any, None]:
+        """The elected thread found its CPU stopped: wait for the restart."""
+        assert td.abort is not None
+        while self.stopped:
+            self.frozen = td
+            yield from trio.lowlevel.wait_task_rescheduled(td.abort).__await__()
+
+    def task_pause(self, td: Thread) -> Generator[Any, Any, None]:
+        """The task driver's half of `cpu_pause`."""
+        if not td.critcount and self.reqflags & RQF.PENDING:
+            self.splz()
+        _thread.curthread = self.idle
+        yield from trio.lowlevel.cancel_shielded_checkpoint().__await__()
+        if self.reqflags & RQF.PENDING and (self.stopped or not td.critcount):
+            self.splz()
+        if self.stopped:
+            yield from self.freeze(td)
+        _thread.curthread = td
+
+    def task_start(self, td: Thread) -> Generator[Any, Any, None]:
+        """The trio task of a new thread has started: wait for the first election."""
+        assert td.abort is not None
+        if self.curthread is not td:
+            yield from trio.lowlevel.wait_task_rescheduled(td.abort).__await__()
+        cpu = td.cpu
+        if cpu.stopped:
+            yield from cpu.freeze(td)
+        cpu.task_resumed(td)
+
+    def task_exit(self, td: Thread, clean: bool = False) -> None:
+        """A task thread's body has ended: give the CPU to the next one without parking."""
+        mine = self.curthread is td
+        try:
+            self.thread_exited(td, clean)
+        finally:
+            _thread.curthread = self.idle
+            if mine and not self.lwkt.panicked:
+                ntd = self.hand_over()
+                if ntd is not None and not ntd.coro and ntd.task is not None:
+                    trio.lowlevel.reschedule(ntd.task)
+
+
+def mycpu() -> Cpu:
+    """The CPU of the running thread. Counterpart: mycpu."""
+    return _thread.curthread.cpu

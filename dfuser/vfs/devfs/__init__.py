@@ -1,0 +1,1 @@
+"""devfs: the devices of the kernel as files, mounted on ``/dev``."""

@@ -1,0 +1,53 @@
+"""What the VFS tells the host's caches.
+
+The host remembers names, attributes and pages of our files. Whoever changes a file through the
+VFS says so here, after the change and without waiting; the bridge decides whether the host must be
+told (a request that came from the host has already updated the host's own caches) and sends the
+message later from a thread of its own.
+
+Counterpart: none. The nearest relative is cache_inval_vp for NFS exports.
+Differs from DragonFly: an addition; the machine below DragonFly has no caches of names.
+Token/lock order: takes none. An implementation must not call back into the VFS.
+Invariants: a method is called only after the change is complete and visible; none may raise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .vnode import Vnode
+
+
+class HostCache(Protocol):
+    """Receives changes. Every method is plain, must be quick, and must neither raise nor wait."""
+
+    def entry_changed(self, dvp: Vnode, name: bytes) -> None:
+        """The name ``name`` in directory ``dvp`` came, went, or means something else now."""
+
+    def attr_changed(self, vp: Vnode) -> None:
+        """Attributes of ``vp`` are not what they were (link count, owner, times ...)."""
+
+    def data_changed(self, vp: Vnode) -> None:
+        """Contents or size of ``vp`` changed."""
+
+    def vnode_reclaimed(self, vp: Vnode) -> None:
+        """``vp`` is leaving memory. Its file lives on: forget the pointer, keep the number."""
+
+
+class NullHostCache:
+    """A host without caches: hears everything, does nothing. For kernels that are not mounted."""
+
+    __slots__ = ()
+
+    def entry_changed(self, dvp: Vnode, name: bytes) -> None:
+        """Ignore."""
+
+    def attr_changed(self, vp: Vnode) -> None:
+        """Ignore."""
+
+    def data_changed(self, vp: Vnode) -> None:
+        """Ignore."""
+
+    def vnode_reclaimed(self, vp: Vnode) -> None:
+        """Ignore."""

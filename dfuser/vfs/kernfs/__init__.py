@@ -1,0 +1,1 @@
+"""kernfs: live views of the kernel as text files, mounted on ``/kern``."""

@@ -1,0 +1,167 @@
+"""/kern/ctl: commands to the kernel from any program that can write a line.
+
+::
+
+    echo "mount -t tmpfs -o size=1m tmpfs /mnt" > /kern/ctl
+    echo "umount /mnt"                          > /kern/ctl
+    echo "sync"                                 > /kern/ctl
+
+One write is one command, and the error of the write is the error of the command: EINVAL for a
+command that is unknown or malformed, else what the operation itself answers. Reading the file
+lists the commands. Words with blanks are quoted as for a shell.
+
+Each command calls the handler that a system call would call; who may do what is decided there.
+Further rooms add commands with `ControlCommands.add`.
+
+Counterpart: mount(8), umount(8), sync(8) and their system calls (kern/vfs_syscalls.c).
+Differs from DragonFly: an addition; there these are programs.
+Token and lock order: takes none. umount may raise Block while the file system is in use.
+Invariants: a command is checked whole before anything is done.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from dfuser.libkern.errno import EEXIST, EINVAL, EPERM, KError
+
+from ..mountflags import MNT, parse_options
+from ..nlookup import NLC, NlookupData, nlookup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dfuser.libkern.ucred import Ucred
+
+    from ..mount import Mount
+    from ..namecache import NcHandle
+    from ..vfs import Vfs
+    from .registry import KernViews
+
+#: A command: its words after the name, and who gave it; may return a text to be read back.
+Command = Callable[[list[str], "Ucred"], str | None]
+
+
+class CommandEntry(NamedTuple):
+    """One command of the table."""
+
+    usage: str
+    run: Command
+
+
+class ControlCommands:
+    """The commands of one kernel."""
+
+    def __init__(self, vfs: Vfs) -> None:
+        self.vfs = vfs
+        self._commands: dict[str, CommandEntry] = {}
+        self.add("mount", "mount [-u] [-t type] [-o options] source directory", self.cmd_mount)
+        self.add("umount", "umount [-f] directory", self.cmd_umount)
+        self.add("sync", "sync", self.cmd_sync)
+
+    def register(self, views: KernViews) -> None:
+        """Show /kern/ctl."""
+        views.add_control("ctl", "commands: mount, umount, sync ...", self.lines, self.obey)
+
+    def add(self, name: str, usage: str, run: Command) -> None:
+        """Add a command. Raises KError EEXIST when the name is taken."""
+        if name in self._commands:
+            raise KError(EEXIST, f"command {name} exists")
+        self._commands[name] = CommandEntry(usage, run)
+
+    def lines(self) -> Iterable[str]:
+        """How each command is written."""
+        return [entry.usage for _, entry in sorted(self._commands.items())]
+
+    def obey(self, text: str, cred: Ucred) -> str | None:
+        """Run one command line.
+
+        Raises:
+            KError: EINVAL, or the command's own error.
+        """
+        try:
+            words = shlex.split(text, comments=True)
+        except ValueError as error:
+            raise KError(EINVAL, str(error)) from None
+        entry = self._commands.get(words[0]) if words else None
+        if entry is None:
+            raise KError(EINVAL, f"unknown command {text[:40]!r}")
+        return entry.run(words[1:], cred)
+
+    # --- the commands ------------------------------------------------------------------------
+
+    def cmd_mount(self, words: list[str], cred: Ucred) -> str | None:
+        """Mount a file system, or with ``-u`` change how it is mounted."""
+        flags, fstype, options = self._mount_words(words)
+        if len(words) != (1 if flags & MNT.UPDATE else 2):
+            raise KError(EINVAL, self._commands["mount"].usage)
+        parsed = parse_options(options)
+        nch = self._lookup(words[-1], cred)
+        try:
+            if flags & MNT.UPDATE:
+                mp = self._mounted(nch)
+                kept = mp.flag & (MNT.SETTABLE | MNT.RDONLY) & ~parsed.clear
+                self.vfs.mounts.update(mp, kept | parsed.flags, parsed.options, cred)
+            else:
+                self.vfs.mounts.mount(fstype, words[0], nch, parsed.options, parsed.flags, cred)
+        finally:
+            self.vfs.cache.drop_nch(nch)
+        return None
+
+    @staticmethod
+    def _mount_words(words: list[str]) -> tuple[int, str, str]:
+        """Take the switches off ``words``: flags, type, options joined by commas."""
+        flags, fstype, options = 0, "tmpfs", []
+        while words and words[0].startswith("-"):
+            switch = words.pop(0)
+            if switch == "-u":
+                flags |= MNT.UPDATE
+            elif switch in ("-t", "-o") and words:
+                value = words.pop(0)
+                if switch == "-t":
+                    fstype = value
+                else:
+                    options.append(value)
+            else:
+                raise KError(EINVAL, f"mount: unknown switch {switch}")
+        return flags, fstype, ",".join(options)
+
+    def cmd_umount(self, words: list[str], cred: Ucred) -> str | None:
+        """Unmount what is mounted on a directory; ``-f`` although it is in use."""
+        force = words[:1] == ["-f"]
+        if len(words) != 1 + force:
+            raise KError(EINVAL, self._commands["umount"].usage)
+        nch = self._lookup(words[-1], cred)
+        try:
+            mp = self._mounted(nch)
+        finally:
+            self.vfs.cache.drop_nch(nch)
+        if cred.uid not in (0, mp.owner):
+            raise KError(EPERM)
+        self.vfs.mounts.unmount(mp, MNT.FORCE if force else 0)
+        return None
+
+    def cmd_sync(self, words: list[str], cred: Ucred) -> str | None:
+        """Write everything dirty of every mount."""
+        if words:
+            raise KError(EINVAL, "sync takes no words")
+        self.vfs.sync_all()
+        return None
+
+    def _lookup(self, path: str, cred: Ucred) -> NcHandle:
+        """The place of an absolute path, held; mounts are crossed. Raises KError EINVAL."""
+        if not path.startswith("/"):
+            raise KError(EINVAL, "the directory must be an absolute path")
+        name = path.encode("utf-8", "surrogateescape")
+        with NlookupData(self.vfs, None, None, name, cred, NLC.FOLLOW) as nd:
+            nlookup(nd)
+            return self.vfs.cache.hold(nd.found)
+
+    def _mounted(self, nch: NcHandle) -> Mount:
+        """The mount whose root a place is. Raises KError EINVAL when it is none."""
+        mp = nch.mount
+        if nch.ncp is not mp.ncmountpt.ncp:
+            raise KError(EINVAL, "not the root of a mounted file system")
+        return mp

@@ -1,0 +1,1 @@
+"""sysctlfs: the sysctl tree as directories and files, mounted on ``/sysctl``."""

@@ -1,0 +1,283 @@
+"""Contents of tmpfs files: reading, writing, holes, locks, events, and the end of a vnode.
+
+The bytes are in the file's VM object; these operations add what an object does not know:
+limits, times, set-id bits, append-only flags, and who is told. A write that meets the
+mount's limit takes the part that fits, to the byte, and the next one gets ENOSPC.
+
+A read gives what the object gives and copies once; a write copies once, into the pages.
+
+Counterpart: tmpfs_open, tmpfs_close, tmpfs_read, tmpfs_write, tmpfs_advlock, tmpfs_bmap,
+    tmpfs_kqfilter, tmpfs_inactive, tmpfs_reclaim (vfs/tmpfs/tmpfs_vnops.c);
+    tmpfs_reg_resize (tmpfs_subr.c).
+Differs from DragonFly: no buffers lie between the operations and the pages, so there is no
+    vop_strategy and nothing to move at open and inactive; a write that does not fit is cut
+    instead of undone; the access time follows the relatime rule; holes can be made and
+    looked for (`vop_allocate`, `vop_seek`).
+Token/lock order: none; nothing here suspends. A blocked lock raises `Block`.
+Invariants: size of node and object agree; see `TmpfsMount.check`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from dfuser.libkern.errno import (
+    EFBIG,
+    EINVAL,
+    EISDIR,
+    ENODEV,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    EROFS,
+    KError,
+)
+from dfuser.libkern.fcntl import FWRITE, O_APPEND
+from dfuser.libkern.klist import NOTE_EXTEND, NOTE_WRITE, Knote
+from dfuser.libkern.param import MAXBSIZE, PAGE_MASK, PAGE_SHIFT
+from dfuser.libkern.stat import APPEND, IMMUTABLE, S_ISGID, S_ISUID, VType
+from dfuser.vfs.event import vn_knote, vn_kqfilter
+from dfuser.vfs.lockf import Flock, LockOwner, lf_advlock
+from dfuser.vfs.mountflags import MNT
+from dfuser.vfs.vattr import IO
+
+from .dir import TmpfsDir
+from .node import TmpfsReg
+from .vnops_attr import AttrOps
+
+if TYPE_CHECKING:
+    from dfuser.libkern.ucred import Ucred
+    from dfuser.vfs.vnode import Vnode
+    from dfuser.vfs.vop import Buffer
+    from dfuser.vm.object import VmObject
+
+    from .node import TmpfsNode
+
+#: Modes of vop_allocate, valued as the host's fallocate(2).
+FALLOC_KEEP_SIZE: Final = 0x01
+FALLOC_PUNCH_HOLE: Final = 0x02
+FALLOC_ZERO_RANGE: Final = 0x10
+
+_NO_ATIME: Final = MNT.NOATIME | MNT.RDONLY
+_SUGID: Final = S_ISUID | S_ISGID
+
+
+class FileOps(AttrOps):
+    """The operations on contents. See `vnops.TmpfsVnodeOps`."""
+
+    __slots__ = ()
+
+    def vop_open(self, vp: Vnode, mode: int, cred: Ucred) -> None:
+        """Refuse writers that the file's flags keep out. Counterpart: tmpfs_open.
+
+        Raises:
+            KError: EPERM, immutable, or append-only and not opened for appending; EROFS.
+        """
+        if mode & FWRITE:
+            node: TmpfsNode = vp.data
+            if node.flags & IMMUTABLE or (node.flags & APPEND and not mode & O_APPEND):
+                raise KError(EPERM)
+            if self.tm.mp.flag & MNT.RDONLY and node.type is VType.VREG:
+                raise KError(EROFS)
+
+    def vop_read(
+        self, vp: Vnode, offset: int, size: int, ioflag: int, cred: Ucred, fdata: Any = None
+    ) -> Buffer:
+        """Bytes of a regular file. Counterpart: tmpfs_read.
+
+        Raises:
+            KError: EISDIR, EINVAL (another kind, a negative offset).
+        """
+        node = self._regular(vp)
+        if offset < 0 or size < 0:
+            raise KError(EINVAL)
+        tm = self.tm
+        if size and not tm.mp.flag & _NO_ATIME:
+            now = tm.now()
+            if node.atime_is_stale(now):
+                node.atime = now
+                vp.attr_cache = None
+        obj = node.object
+        return obj.read(offset, size) if obj is not None else b""
+
+    def vop_write(
+        self, vp: Vnode, offset: int, data: Buffer, ioflag: int, cred: Ucred, fdata: Any = None
+    ) -> int:
+        """Write to a regular file. Counterpart: tmpfs_write.
+
+        Returns:
+            Bytes taken: all, or as many as the mount had room for.
+
+        Raises:
+            KError: EISDIR, EINVAL, EFBIG, ENOSPC (not even one byte fitted), EPERM.
+        """
+        node = self._regular(vp)
+        size = len(data)
+        if not size:
+            return 0
+        if ioflag & IO.APPEND:
+            offset = node.size
+        end = offset + size
+        tm = self.tm
+        if offset < 0:
+            raise KError(EINVAL)
+        if end > tm.limits.maxfilesize:
+            raise KError(EFBIG)
+        if node.flags & APPEND and offset != node.size:
+            raise KError(EPERM)
+        obj = node.object or tm.data_object(node)
+        if (end >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) >= tm.pages_free:
+            end = tm.room(obj, offset, end)
+            if end == offset:
+                raise tm.no_space()
+            data = memoryview(data)[: end - offset]
+        tm.change_data(obj, obj.write, offset, data)
+        hint = NOTE_WRITE
+        if end > node.size:
+            node.size = end
+            hint |= NOTE_EXTEND
+        node.mtime = node.ctime = tm.now()
+        if node.mode & _SUGID and cred.uid:
+            node.mode &= ~_SUGID
+        vp.attr_changed()
+        vn_knote(vp, hint)
+        return end - offset
+
+    def vop_allocate(self, vp: Vnode, offset: int, length: int, mode: int, cred: Ucred) -> None:
+        """Give a range its pages, make it a hole, or make it zero. All or nothing.
+
+        Args:
+            vp: a regular file.
+            offset: first byte.
+            length: number of bytes, at least 1.
+            mode: 0 (the file grows if need be), FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE with
+                FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE with or without it.
+            cred: who asks; anybody but root loses set-id bits.
+
+        Raises:
+            KError: EINVAL, EFBIG, ENOSPC, EPERM, EOPNOTSUPP for another mode (collapse,
+                insert), ENODEV for another kind of file.
+        """
+        if not isinstance(vp.data, TmpfsReg):
+            raise KError(EISDIR if isinstance(vp.data, TmpfsDir) else ENODEV)
+        node = vp.data
+        kind = mode & ~FALLOC_KEEP_SIZE
+        if kind not in (0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE) or mode == FALLOC_PUNCH_HOLE:
+            raise KError(EOPNOTSUPP)
+        if offset < 0 or length <= 0:
+            raise KError(EINVAL)
+        end = offset + length
+        if end > self.tm.limits.maxfilesize:
+            raise KError(EFBIG)
+        if node.flags & IMMUTABLE or (node.flags & APPEND and mode & ~FALLOC_KEEP_SIZE):
+            raise KError(EPERM)
+        self._allocate(node, offset, end, kind, bool(mode & FALLOC_KEEP_SIZE))
+        node.mtime = node.ctime = self.tm.now()
+        if cred.uid:
+            node.mode &= ~_SUGID
+        vp.attr_changed()
+        vn_knote(vp, NOTE_WRITE)
+
+    def _allocate(self, node: TmpfsReg, offset: int, end: int, kind: int, keep: bool) -> None:
+        """Do what `vop_allocate` has validated."""
+        tm = self.tm
+        if kind == FALLOC_PUNCH_HOLE:
+            obj = node.object
+            if obj is not None and offset < node.size:
+                tm.change_data(obj, obj.punch, offset, min(end, node.size) - offset)
+            return
+        obj = tm.data_object(node)
+        self._want_pages(obj, offset, end)
+        tm.change_data(obj, obj.populate, offset, end - offset)
+        if kind == FALLOC_ZERO_RANGE:
+            obj.zero_range(offset, end - offset)
+        if end > node.size and not keep:
+            obj.truncate(end)
+            node.size = end
+
+    def _want_pages(self, obj: VmObject, offset: int, end: int) -> None:
+        """Refuse a range that needs more pages than are left, without counting far."""
+        pages = ((end + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT)
+        free = self.tm.pages_free
+        if pages > free + obj.resident_page_count or self.tm.room(obj, offset, end) < end:
+            raise self.tm.no_space()
+
+    def vop_seek(self, vp: Vnode, offset: int, hole: bool) -> int:
+        """Where data, or a hole, begins at or after ``offset``.
+
+        Raises:
+            KError: ENXIO, the offset is not inside the file or no data follows; EINVAL.
+        """
+        node = self._regular(vp)
+        if offset < 0 or offset >= node.size or node.object is None:
+            raise KError(ENXIO)
+        return node.object.seek_hole(offset) if hole else node.object.seek_data(offset)
+
+    def vop_fsync(self, vp: Vnode, waitfor: int, cred: Ucred | None = None) -> None:
+        """Nothing is kept anywhere else. Counterpart: tmpfs_fsync."""
+
+    def vop_readlink(self, vp: Vnode, cred: Ucred) -> bytes:
+        """The target of a symbolic link. Counterpart: tmpfs_readlink."""
+        node = vp.data
+        if node.type is not VType.VLNK:
+            raise KError(EINVAL)
+        if not self.tm.mp.flag & _NO_ATIME:
+            self.accessed(node)
+        target: bytes = node.target
+        return target
+
+    def vop_mmap(self, vp: Vnode, fflags: int, cred: Ucred) -> None:
+        """Regular files may be mapped: their object is what is mapped."""
+        node = self._regular(vp)
+        self.tm.data_object(node)
+
+    def vop_getpages(self, vp: Vnode, offset: int, count: int) -> None:
+        """All pages there are, are in the object; what is missing is a hole and reads as zero."""
+
+    def vop_putpages(self, vp: Vnode, offset: int, count: int) -> None:
+        """The object has the only copy: there is nowhere to put pages."""
+
+    def vop_bmap(self, vp: Vnode, offset: int) -> tuple[int, int, int]:
+        """File offsets are device offsets, contiguous up to 64 KiB. Counterpart: tmpfs_bmap."""
+        inside = offset & (MAXBSIZE - 1)
+        return offset, MAXBSIZE - inside, inside
+
+    def vop_advlock(self, vp: Vnode, owner: LockOwner, op: int, fl: Flock, flags: int) -> Any:
+        """Advisory locks. Counterpart: tmpfs_advlock."""
+        return lf_advlock(vp, owner, op, fl, flags, vp.data.size)
+
+    def vop_kqfilter(self, vp: Vnode, knote: Knote) -> None:
+        """Attach a watcher. Counterpart: tmpfs_kqfilter."""
+        vn_kqfilter(vp, knote)
+
+    def vop_inactive(self, vp: Vnode) -> None:
+        """The last user of a file is gone; without a name it goes now. Counterpart: tmpfs_inactive.
+
+        Its data is given back first, also when the vnode itself has to wait for others.
+        """
+        node: TmpfsNode | None = vp.data
+        if node is None or node.nlink == 0:
+            if isinstance(node, TmpfsReg):
+                self.tm.drop_data(node)
+            self.tm.vfs.vnodes.vrecycle(vp)
+
+    def vop_reclaim(self, vp: Vnode) -> None:
+        """Part vnode and file; a file without names ends here. Counterpart: tmpfs_reclaim."""
+        node: TmpfsNode | None = vp.data
+        vp.data = vp.object = None
+        if node is not None:
+            node.vnode = None
+            if node.nlink == 0:
+                self.tm.free_node(node)
+
+    @staticmethod
+    def _regular(vp: Vnode) -> TmpfsReg:
+        """The regular file behind a vnode.
+
+        Raises:
+            KError: EISDIR or EINVAL, it is of another kind.
+        """
+        node = vp.data
+        if type(node) is TmpfsReg:
+            return node
+        raise KError(EISDIR if vp.type is VType.VDIR else EINVAL)

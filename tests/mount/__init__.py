@@ -1,0 +1,1 @@
+"""The host's own tools at work on a mounted dfuser."""
