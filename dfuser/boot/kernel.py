@@ -23,7 +23,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 
@@ -38,6 +38,7 @@ from dfuser.libkern.ktr import Ktr
 from dfuser.libkern.log import LOG_CRIT, LOG_ERR, LOG_WARNING, MsgBuf
 from dfuser.libkern.sysctl import SysctlTree
 from dfuser.libkern.sysinit import Sysinit, shutdown_steps, startup_steps
+from dfuser.lwkt import thread as lwkt_thread
 from dfuser.lwkt.machine import Lwkt
 from dfuser.vfs.vfs import Vfs
 from dfuser.vm.page import VmPages
@@ -79,7 +80,7 @@ class Kernel:
     def _make(self) -> None:
         """Make every object; nothing runs, nothing is mounted."""
         config, host = self.config, self.host
-        ncpu = config.ncpu or host.cpus.logical
+        ncpu = host.cpus.ncpu(config.ncpu or None)
         seed = config.seed
         self.rng = random.Random(
             seed if seed is not None else int.from_bytes(host.entropy.read(8), "little")
@@ -168,7 +169,7 @@ class Kernel:
                 await self.lwkt.start(nursery)
                 self.lwkt.default_driver = "task"
                 self.state = RUNNING
-                self.world.start_daemons()
+                self.in_context(self.world.start_daemons)
                 task_status.started()
                 await self._stop_requested.wait()
                 await self._stop_threads()
@@ -199,6 +200,9 @@ class Kernel:
             self.in_context(self._unmount_all)
             self.in_context(self._run_shutdown)
         self.host.close()
+        current = lwkt_thread.curthread
+        if current is not None and current.cpu.lwkt is self.lwkt:
+            lwkt_thread.curthread = cast("lwkt_thread.Thread", None)
 
     def _run_shutdown(self) -> None:
         for step in shutdown_steps(self._owners):

@@ -1,4 +1,5 @@
-"""cli: the dfuser command, one file a verb. The only package that prints.
+"""cli: the command line, one file a verb.
 
-Counterpart: the tools of sbin and usr.sbin.
+A verb that talks to a running kernel sends messages through `dfuser.client` and imports nothing of
+the kernel; a verb that runs one uses `server`. Data goes to stdout, everything else to stderr.
 """

@@ -158,6 +158,17 @@ def register(mountpoint: str, started: float) -> Instance:
     return instance
 
 
+def sweep() -> None:
+    """Remove what killed processes have left: instance files, and sockets without one."""
+    known = {Path(item.socket).stem for item in instances()}
+    with contextlib.suppress(OSError):
+        for path in run_dir().iterdir():
+            pid = path.stem.rpartition("-")[2]
+            gone = pid.isdecimal() and birth(int(pid)) is None
+            if path.suffix in (".sock", ".new", ".json") and path.stem not in known and gone:
+                path.unlink(missing_ok=True)
+
+
 def _make_run_dir() -> Path:
     """Make the directory, or see that the one there is ours alone."""
     directory = run_dir()

@@ -10,6 +10,10 @@ files never share one. pyfuse3 reports the nodeid as ``st_ino``: programs that f
 (st_dev, st_ino) are right about every mount behind the connection. An inode number that does not fit
 below the mount index is given a number from a table of its own.
 
+There is one exception to "not pinned": a file whose last name is removed while the host holds its
+number. No handle could bring it back, and the host may still open it (it had found the name before).
+Its vnode is referenced until the host forgets the number.
+
 Counterpart: nfs file handles (struct fid, sys/mount.h); nothing in DragonFly's FUSE client.
 Invariants: a `Node` stands in the table exactly while the host holds lookups on it, except the root,
 which always does; a node's ``vp`` is None or alive.
@@ -41,7 +45,7 @@ _TABLE_BASE: Final = 0x7FFF << INO_BITS
 class Node:
     """What the host knows by one nodeid."""
 
-    __slots__ = ("ino", "mount", "next", "nlookup", "nodeid", "vp")
+    __slots__ = ("ino", "mount", "next", "nlookup", "nodeid", "pinned", "vp")
 
     def __init__(self, nodeid: int, mount: Mount, ino: int) -> None:
         self.nodeid = nodeid
@@ -49,8 +53,9 @@ class Node:
         self.ino = ino
         #: References the host holds, given back by FORGET.
         self.nlookup = 0
-        #: The vnode while it lives; unreferenced, cleared at its reclaim.
+        #: The vnode while it lives; unreferenced (unless ``pinned``), cleared at its reclaim.
         self.vp: Vnode | None = None
+        self.pinned = False
         #: Another node on the same vnode (seen through another mount).
         self.next: Node | None = None
 
@@ -179,16 +184,26 @@ class NodeTable:
         vp.rele()
         return node
 
+    def pin(self, vp: Vnode) -> None:
+        """``vp`` has lost its last name: keep it while the host holds a number of it."""
+        node = vp.handle
+        while node is not None:
+            if node.nlookup > 0 and not node.pinned:
+                node.pinned = True
+                vp.ref()
+            node = node.next
+
     def reclaimed(self, vp: Vnode) -> None:
         """``vp`` is being reclaimed: its nodes stay, without it."""
         node = vp.handle
         vp.handle = None
         while node is not None:
             node.vp = None
+            node.pinned = False
             node.next, node = None, node.next
 
     def forget(self, nodeid: int, nlookup: int) -> None:
-        """The host gives ``nlookup`` references back."""
+        """The host gives ``nlookup`` references back. Needs a kernel context."""
         node = self.by_id.get(nodeid)
         if node is None:
             return
@@ -216,6 +231,9 @@ class NodeTable:
                 other.next = node.next
         node.next = None
         vp.attr_cache = None
+        if node.pinned:
+            node.pinned = False
+            vp.rele()
 
     def statistics(self) -> NodeStatistics:
         """Counters; ``lookups`` is the sum over all nodes and costs a walk."""

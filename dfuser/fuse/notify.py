@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
+from dfuser.vfs.vnode import V
 
 if TYPE_CHECKING:
     from dfuser.vfs.vnode import Vnode
@@ -109,7 +110,11 @@ class Notifier:
             node = node.next
 
     def attr_changed(self, vp: Vnode) -> None:
-        """Attributes changed."""
+        """Attributes changed; a file may have lost its last name."""
+        if vp.handle is None:
+            return
+        if vp.flag & V.FINALIZE and not vp.ops.use.vop_getattr(vp).nlink:
+            self.nodes.pin(vp)
         self._changed(vp, _ATTR)
 
     def data_changed(self, vp: Vnode) -> None:

@@ -35,6 +35,7 @@ from dfuser.libkern.stat import DT_DIR
 from dfuser.libkern.ucred import Ucred
 from dfuser.vfs import syscalls as kern
 from dfuser.vfs.namecache import NCF, NcHandle
+from dfuser.vfs.ncpath import live_ncp
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vop import (
     EXTATTR_NAMESPACE_SYSTEM,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from dfuser.vfs.file import File
     from dfuser.vfs.mount import Mount
+    from dfuser.vfs.namecache import NamecacheEntry
     from dfuser.vfs.vfs import Vfs
     from dfuser.vfs.vnode import Vnode
 
@@ -62,6 +64,8 @@ READDIR_BATCH: Final = 32
 _USER: Final = b"user."
 #: Rebuilding the path of a directory is the kernel's own business.
 ROOT_CRED: Final = Ucred.root()
+#: Who forgets: the host's kernel, for no process in particular.
+KERNEL: Final = Caller(0, 0, 0, 0)
 
 
 class Operations(pyfuse3.Operations):
@@ -95,7 +99,15 @@ class Operations(pyfuse3.Operations):
     def _dir(self, nodeid: int) -> tuple[Node, NcHandle]:
         """Node and namecache handle of a directory."""
         node, vp = self.nodes.vnode(nodeid)
-        return node, NcHandle(self.vfs.cache.fromdvp(vp, ROOT_CRED), node.mount)
+        return node, NcHandle(self._dncp(vp), node.mount)
+
+    def _dncp(self, dvp: Vnode) -> NamecacheEntry:
+        """The namecache entry of a directory, borrowed; its path is rebuilt if it was forgotten."""
+        ncp = live_ncp(dvp)
+        if ncp is None:
+            ncp = self.vfs.cache.fromdvp(dvp, ROOT_CRED)
+            self.vfs.cache.drop(ncp)
+        return ncp
 
     def _nch(self, nodeid: int) -> tuple[Node, Vnode, NcHandle]:
         """Node, vnode and some namecache handle of any file; the entry may be None inside."""
@@ -144,8 +156,8 @@ class Operations(pyfuse3.Operations):
         """``.`` and ``..`` by node number: the host resolves a file handle it was given earlier."""
         node, vp = self.nodes.vnode(nodeid)
         if name == b"..":
-            ncp = self.vfs.cache.fromdvp(vp, ROOT_CRED)
-            if ncp is vp.mount.ncmountpt.ncp:
+            ncp = self._dncp(vp)
+            if vp.mount is not None and ncp is vp.mount.ncmountpt.ncp:
                 return self._entry(node.mount, vp)
             parent = ncp.parent
             if parent is None or parent.vp is None:
@@ -154,10 +166,16 @@ class Operations(pyfuse3.Operations):
         return self._entry(node.mount, vp)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """The host gives references back."""
-        forget = self.nodes.forget
-        for nodeid, nlookup in inode_list:
-            forget(nodeid, nlookup)
+        """The host gives references back. Must not raise: there is nobody to tell."""
+        context = self.context
+        td = context.enter(KERNEL)
+        try:
+            for nodeid, nlookup in inode_list:
+                self.nodes.forget(nodeid, nlookup)
+        except BaseException as exc:
+            context.translate("forget", exc)
+        finally:
+            context.leave(td)
 
     @request
     def mknod(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dfuser.libkern.ucred import Ucred
     from dfuser.lwkt.thread import Thread
+    from dfuser.vfs.kernfs.registry import KernViews
 
     from .proc import Proc, ProcTable
 
@@ -112,6 +113,12 @@ class KinfoTable:
     ) -> None:
         self.procs = procs
         self.threads = threads
+
+    def register(self, views: KernViews) -> None:
+        """Show /kern/procs, and the counters of the process table."""
+        views.add_rows("procs", "processes and threads, parked requests included", self.all,
+                       columns=KinfoProc._fields)  # fmt: skip
+        views.add_statistics("procs", self.procs.statistics)
 
     def kthreads(self) -> Iterator[Thread]:
         """The threads that execute no LWP, in the order of their numbers."""

@@ -31,6 +31,7 @@ from dfuser.libkern.sysctl import INT, OPAQUE, PRISON, RD, RW, STRING, Sysctl
 
 if TYPE_CHECKING:
     from dfuser.hw.clock import Clock
+    from dfuser.vfs.kernfs.registry import KernViews
 
 _POSIX_VERSION = 200112
 
@@ -94,6 +95,10 @@ class KernMib:
         self.boottime = clock.realtime_ns()
         self._booted = clock.monotonic_ns()
         self.version = f"{OSTYPE} {OSRELEASE} (dfuser {version})"
+
+    def register(self, views: KernViews) -> None:
+        """Show /kern/version."""
+        views.add_lines("version", "what kernel this is", lambda: (self.version,))
 
     def uptime(self) -> int:
         """Whole seconds since boot."""

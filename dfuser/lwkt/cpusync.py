@@ -1,7 +1,7 @@
 """cpusync: hold other CPUs still for a moment.
 
     cs = Cpusync(lwkt, mask, func, data)
-    await cs.interlock()        # every CPU of the mask is quiet now, the own one in a critical section
+    await cs.interlock()        # the CPUs of the mask are quiet, the own one in a critical section
     ...                         # change what no CPU may be looking at
     await cs.deinterlock()      # every CPU of the mask runs func(data), then all go on
 

@@ -291,6 +291,6 @@ class GlobalData:
         """Whether a step of this CPU would do anything."""
         if self.stopped:
             return self.stopped == STOP.CPUSYNC and bool(self.reqflags & RQF.IPIQ)
-        if self.paused is not None or self.reqflags & RQF.PENDING:
+        if self.paused is not None or self.reqflags & RQF.PENDING or self.elected is not None:
             return True
         return bool(self.runmask) and not self.stalled

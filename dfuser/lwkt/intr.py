@@ -7,12 +7,13 @@ suspends; usually it makes a thread runnable. If the CPU is in a critical sectio
 kept and runs when the section ends (`splz`).
 
 An **interrupt thread** (``TDF.INTTHREAD``) may preempt: it then runs at once, nested above the
-running thread, until it suspends. The points where that can happen are: waking it outside a critical
-section; the end of an interrupt; the end of a critical section. An ordinary thread never preempts.
+running thread, until it suspends. The points where that can happen are: waking it outside a
+critical section; the end of an interrupt; the end of a critical section. An ordinary thread never
+preempts.
 
-A **borrowed context** is how a request from the host (FUSE, control socket) uses the kernel: it runs
-nested above the elected thread, which is always at a suspension point, and must not wait. To wait it
-becomes an ordinary thread (`Lwkt.adopt`).
+A **borrowed context** is how a request from the host (FUSE, control socket) uses the kernel: it
+runs nested above the elected thread, which is always at a suspension point, and must not wait. To
+wait it becomes an ordinary thread (`Lwkt.adopt`).
 
 Counterpart: lwkt_preempt and splz_check (kern/lwkt_thread.c), splz (platform), doreti.
 Differs from DragonFly: a preempting thread needs no stack of its own; it is one nested ``send`` of
@@ -85,7 +86,7 @@ class InterruptCpu(GlobalData):
             self.reqflags |= RQF.RESCHED
 
     def preempt(self, ntd: Thread) -> bool:
-        """Run the interrupt thread ``ntd`` now, nested above the running thread, if that is allowed.
+        """Run the interrupt thread ``ntd`` now, nested above the running one, if that is allowed.
 
         Refused and counted as a miss in a critical section, above another preemption, while a
         cpusync is mastered, when the priority is not higher, and when ``ntd`` waits for tokens.
@@ -96,8 +97,8 @@ class InterruptCpu(GlobalData):
             self.reqflags |= RQF.RESCHED
             return False
         base = self.curthread or self.idle
-        td = _thread.curthread
-        if td.cpu is not self or not td.flags & TDF.BORROWED:
+        td: Any = _thread.curthread
+        if td is None or td.cpu is not self or not td.flags & TDF.BORROWED:
             td = base
         if (
             ntd.pri <= base.pri
@@ -204,12 +205,12 @@ class InterruptCpu(GlobalData):
         `Lwkt.interrupt_failed`. May be called by host code, by another interrupt, by any thread.
         """
         base = self.curthread or self.idle
-        running = _thread.curthread
+        running: Any = _thread.curthread
         if (
             base.critcount
             or self.stopped
             or self.intr_nesting
-            or (running.cpu is self and running.critcount)
+            or (running is not None and running.cpu is self and running.critcount)
         ):
             self.intpend.append((fn, args))
             self.reqflags |= RQF.INTPEND
@@ -285,8 +286,9 @@ class InterruptCpu(GlobalData):
             self.preempt_pending(base)
 
     def poll_ipiq(self) -> None:
-        """Serve this CPU's IPIs even in a critical section, as code that spins for another CPU must.
+        """Serve this CPU's IPIs even in a critical section.
 
+        Code that spins for another CPU must do so, or two such CPUs wait for each other.
         Counterpart: lwkt_process_ipiq called from a spin loop.
         """
         if self.ipimask and not self.intr_nesting:
@@ -297,8 +299,9 @@ class InterruptCpu(GlobalData):
 
     @property
     def lendable(self) -> bool:
-        """Whether `borrow` may be called: the CPU runs and its thread is not in the middle of a
-        critical section (spinning in `cpu_pause`).
+        """Whether `borrow` may be called.
+
+        The CPU must run, and its thread must not spin in a critical section (`cpu_pause`).
         """
         cur = self.curthread
         return not self.stopped and not self.intr_nesting and (cur is None or not cur.critcount)

@@ -13,8 +13,8 @@ Ways to send:
 * `Ipiqs.post`: for plain code (schedule, wakeup, replies), which must never wait. The entry is
   always taken. What exceeds the ring waits behind it, in order, and a sending thread that has gone
   over the mark is parked when it next yields.
-* `lwkt_send_ipiq_passive`: no bell until the ring is a quarter full; the target finds the entries at
-  its next IPI or tick.
+* `lwkt_send_ipiq_passive`: no bell until the ring is a quarter full; the target finds the entries
+  at its next IPI or tick.
 * `lwkt_send_ipiq_nowait`: refuses (ENOENT) when the ring is more than half full.
 
 Wake-ups are special: a thread is put on its CPU's ``wakereq`` list, each thread once, behind a
@@ -169,8 +169,8 @@ class Ipiqs:
 
     def run_here(self, cpu: Cpu, func: IpiFunc, arg1: Any, arg2: Any) -> None:
         """The target is the own CPU: run the function at once in a critical section."""
-        td = _thread.curthread
-        if td.cpu is not cpu:
+        td: Any = _thread.curthread
+        if td is None or td.cpu is not cpu:
             cpu.run_handler(apply_args, func, (arg1, arg2))
             return
         td.critcount += 1
@@ -183,8 +183,9 @@ class Ipiqs:
         """A plain sender has gone over the mark: count, and throttle the thread behind it."""
         self.fifofull += 1
         ring.fifofull += 1
-        td = _thread.curthread
-        if td is src.curthread and not src.intr_nesting and not td.flags & TDF.BORROWED:
+        td: Any = _thread.curthread
+        mine = td is not None and td is src.curthread and not src.intr_nesting
+        if mine and not td.flags & TDF.BORROWED:
             td.flags |= TDF.THROTTLED
 
     def _append(self, ring: Ipiq, func: IpiFunc, arg1: Any, arg2: Any) -> int:
@@ -300,9 +301,13 @@ class Ipiqs:
         """
         if cpu.intr_nesting:
             return
-        for ring in (row[cpu.cpuid] for row in self.rings):
-            if ring.drain and ring.windex - ring.rindex > ring.drain:
-                cpu.run_handler(self._drain, ring, ring.drain)
+        cpu.processing_ipiq += 1
+        try:
+            for ring in (row[cpu.cpuid] for row in self.rings):
+                if ring.drain and ring.windex - ring.rindex > ring.drain:
+                    cpu.run_handler(self._drain, ring, ring.drain)
+        finally:
+            cpu.processing_ipiq -= 1
 
     def _drain(self, ring: Ipiq, limit: int) -> None:
         """Run entries of one ring until ``limit`` are left."""

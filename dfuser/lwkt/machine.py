@@ -1,7 +1,7 @@
 """The machine: all logical CPUs of one kernel and the threads on them.
 
-`Lwkt` is what a kernel boots first and stops last. It creates threads, adopts trio tasks as threads,
-runs the CPUs' loops, and can run the whole kernel without any event loop at all
+`Lwkt` is what a kernel boots first and stops last. It creates threads, adopts trio tasks as
+threads, runs the CPUs' loops, and can run the whole kernel without any event loop at all
 (`run_until_idle`), one step at a time, in an order chosen by a seed, on virtual time.
 
 How a machine ends. `shutdown` ends every thread: it is marked KILLED, taken out of whatever it
@@ -15,21 +15,22 @@ lwkt_schedule, lwkt_migratecpu) and platform/vkernel64/platform/machdep.c.
 Differs from DragonFly: logical CPUs are ordering, ownership and accounting. All of them share one
 host thread, so more CPUs are never faster.
 Token/lock order: takes none.
-Invariants: every thread of the machine is in ``threads`` from `create` to its exit; nothing survives
-`shutdown`: no thread, no task, no coroutine.
+Invariants: every thread of the machine is in ``threads`` from `create` to its exit; nothing
+survives `shutdown`: no thread, no task, no coroutine.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import attrs
 import trio
 
-from dfuser.libkern.errno import EINTR, KError, panic
+from dfuser.libkern.ddbcmd import ddb_show
+from dfuser.libkern.errno import EINTR, KError, Panic, panic
 from dfuser.libkern.ktr import Ktr, KtrInfo
 from dfuser.libkern.param import HZ, NSEC_PER_TICK
 from dfuser.libkern.sysctl import INT, LONG, QUAD, RD, RW, Sysctl
@@ -55,6 +56,8 @@ KILL_ROUNDS: Final = 8
 _NOT_TO_WAKE: Final = TDF.WAKEREQ | TDF.RUNQ | TDF.EXITING
 #: Seconds before the second round; each round waits twice as long.
 _FIRST_ROUND_S: Final = 0.05
+#: How often a cancelled loop ends threads again before it lets itself be cancelled.
+_CANCEL_ROUNDS: Final = 100
 
 
 class PanicHandler(Protocol):
@@ -172,8 +175,9 @@ class Lwkt:
         return self.clock.monotonic_ns() * HZ // 1_000_000_000
 
     def start_tick(self) -> None:
-        """Have the scheduler's tick come while it is of use: CPUs are contended, or passive IPIs
-        wait. An idle machine has no tick.
+        """Have the scheduler's tick come while it is of use.
+
+        That is while CPUs are contended or passive IPIs wait. An idle machine has no tick.
         """
         if not self.ticking:
             self.ticking = True
@@ -212,8 +216,8 @@ class Lwkt:
     ) -> Thread:
         """Create a thread that runs ``await func(*args)`` on ``cpu`` (the caller's by default).
 
-        With ``start=False`` it stays off the run queue until `schedule`. ``interrupt=True`` makes an
-        interrupt thread, which may preempt and always uses the coro driver.
+        With ``start=False`` it stays off the run queue until `schedule`. ``interrupt=True`` makes
+        an interrupt thread, which may preempt and always uses the coro driver.
         Counterpart: lwkt_create.
         """
         home = self.cpus[cpu] if cpu is not None else self.mycpu()
@@ -256,8 +260,9 @@ class Lwkt:
         if self.threads.pop(td.tid, None) is None:
             return
         self.exited += 1
-        if not self.threads and self._empty is not None:
-            self._empty.set()
+        if self.stopping and not self.threads:
+            if self._empty is not None:
+                self._empty.set()
             for cpu in self.cpus:
                 cpu.kick()
 
@@ -316,6 +321,7 @@ class Lwkt:
             KError: EINTR, the machine is being shut down.
         """
         before = _thread.curthread
+        clean = False
         td = self.new_thread(self.cpus[cpu], name, pri, TDF.ADOPTED)
         td.coro = False
         td.lwp = lwp
@@ -328,11 +334,16 @@ class Lwkt:
             await _as_awaitable(td.cpu.task_start(td))
             if td.flags & TDF.KILLED:
                 raise ThreadKilled
-            return await func(*args)
+            result = await func(*args)
+            clean = True
+            return result
         except ThreadKilled:
             raise KError(EINTR, "the kernel is being shut down") from None
+        except Panic as exc:
+            self.note_panic(td, exc)
+            raise
         finally:
-            td.cpu.task_exit(td)
+            td.cpu.task_exit(td, clean)
             _thread.curthread = before
 
     def schedule(self, td: Thread) -> None:
@@ -341,11 +352,11 @@ class Lwkt:
         Counterpart: lwkt_schedule.
         """
         cpu = td.cpu
-        here = _thread.curthread.cpu
-        if here is cpu or here.lwkt is not self:
+        cur: Any = _thread.curthread
+        if cur is None or cur.cpu is cpu or cur.cpu.lwkt is not self:
             cpu.schedule_local(td)
         elif not td.flags & _NOT_TO_WAKE:
-            self.ipiqs.send_wakereq(here, td)
+            self.ipiqs.send_wakereq(cur.cpu, td)
 
     def send_ipiq_nowait(self, target: Cpu, func: Callable[..., object], *args: Any) -> None:
         """Have ``target`` run ``func(*args)`` as an IPI; for plain code, never refused.
@@ -374,8 +385,11 @@ class Lwkt:
 
     def mycpu(self) -> Cpu:
         """The CPU of the running thread; CPU 0 outside any thread of this kernel."""
-        cur = _thread.curthread
-        return cur.cpu if cur.cpu.lwkt is self else self.cpus[0]
+        cur: Any = _thread.curthread
+        if cur is None or cur.cpu.lwkt is not self:
+            return self.cpus[0]
+        cpu: Cpu = cur.cpu
+        return cpu
 
     # --- failures --------------------------------------------------------------------------
 
@@ -404,7 +418,6 @@ class Lwkt:
     async def start(self, nursery: trio.Nursery) -> None:
         """Start one loop a CPU in ``nursery``; threads with the task driver live there too."""
         self._nursery = nursery
-        self._empty = trio.Event()
         for cpu in self.cpus:
             await nursery.start(self._cpu_loop, cpu)
 
@@ -413,9 +426,12 @@ class Lwkt:
     ) -> None:
         cpu.loop_task = trio.lowlevel.current_task()
         task_status.started()
+        rounds = 0
 
         def cancelled(_raise_cancel: Any) -> trio.lowlevel.Abort:
-            if self.panicked is not None or not self.threads:
+            nonlocal rounds
+            rounds += 1
+            if self.panicked is not None or not self.threads or rounds > _CANCEL_ROUNDS:
                 return trio.lowlevel.Abort.SUCCEEDED
             self.kill_threads()
             return trio.lowlevel.Abort.FAILED
@@ -480,6 +496,8 @@ class Lwkt:
         for td in list(self.threads.values()):
             if td is _thread.curthread or td.flags & TDF.EXITING:
                 continue
+            if td.flags & TDF.KILLED:
+                td.flags &= ~TDF.MIGRATING  # given away and never acquired
             td.flags |= TDF.KILLED
             self.ipiqs.forget(td)
             td.cpu.schedule_local(td)
@@ -489,6 +507,7 @@ class Lwkt:
         self._tick.cancel()
         if self.panicked is not None:
             self._close_bodies()
+            self._leave()
             return
         for cpu in self.cpus:
             cpu.restart()
@@ -496,6 +515,7 @@ class Lwkt:
         for _ in range(KILL_ROUNDS):
             self.run_until_idle()
             if not self.threads:
+                self._leave()
                 return
             self.kill_threads()
         panic(f"shutdown: threads do not end: {list(self.threads.values())}")
@@ -505,10 +525,11 @@ class Lwkt:
 
         The caller must not be a thread of this machine. Without `start` it does not suspend.
         """
-        if self._empty is None or self.panicked is not None:
+        if self._nursery is None or self.panicked is not None:
             self.shutdown_nowait()
             return
         self._tick.cancel()
+        self._empty = trio.Event()
         for cpu in self.cpus:
             cpu.restart()
         self.kill_threads()
@@ -525,6 +546,12 @@ class Lwkt:
             panic(f"shutdown: threads do not end: {list(self.threads.values())}")
         while any(cpu.loop_task is not None for cpu in self.cpus):
             await trio.lowlevel.checkpoint()
+        self._leave()
+
+    def _leave(self) -> None:
+        """The machine is dead: `curthread` must not keep it alive."""
+        if any(_thread.curthread is cpu.idle for cpu in self.cpus):
+            _thread.curthread = cast("Thread", None)
 
     def _close_bodies(self) -> None:
         """After a panic: close the coroutines that will never run again."""
@@ -538,6 +565,34 @@ class Lwkt:
                     self.msgbuf.kprintf(f"thread {td.name} did not let itself be closed")
             self.forget_thread(td)
         _thread.curthread = self.cpus[0].idle
+
+    # --- looking ---------------------------------------------------------------------------
+
+    def sysctl_owners(self) -> Iterator[object]:
+        """The objects whose sysctl variables belong into the kernel's tree."""
+        yield self
+        yield self.ipiqs
+        yield from self.tokens
+
+    @ddb_show("threads")
+    def db_threads(self) -> list[str]:
+        """Every thread: CPU, priority, state, what it waits for, name, tokens."""
+        return [
+            f"cpu{td.cpu.cpuid} tid {td.tid} pri {td.pri} {td.state} "
+            f"{td.wmesg or '-'} {td.name} [{' '.join(ref.tok.name for ref in td.toks)}]"
+            for td in self.threads.values()
+        ]
+
+    @ddb_show("ipiq")
+    def db_ipiq(self) -> list[str]:
+        """Every ring that has been used: sent, taken, run, parked senders."""
+        return [
+            f"{ring.src.cpuid}->{ring.dst.cpuid} windex={ring.windex} rindex={ring.rindex} "
+            f"xindex={ring.xindex} fifofull={ring.fifofull} waiters={len(ring.waiters)}"
+            for row in self.ipiqs.rings
+            for ring in row
+            if ring.windex
+        ]
 
     # --- statistics ------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Threads that change their CPU, and the calls of Table I that make and end threads.
 
 A thread moves by its own wish (`lwkt_migratecpu`): it takes itself off its run queue, sends the
-target an IPI that will adopt it, and suspends; it continues on the other CPU. A thread that does not
-run can be handed over by two CPUs: the owner gives it away, the other acquires it.
+target an IPI that will adopt it, and suspends; it continues on the other CPU. A thread that does
+not run can be handed over by two CPUs: the owner gives it away, the other acquires it.
 
 The rest are the named calls of the paper: thin, over `Lwkt`.
 
@@ -59,9 +59,10 @@ async def lwkt_migratecpu(cpuid: int) -> None:
 
 def _setcpu_remote(td: Thread, rgd: Cpu) -> None:
     """On the new CPU: the thread belongs to us now. Counterpart: lwkt_setcpu_remote."""
-    td.cpu = rgd
-    td.flags &= ~TDF.MIGRATING
-    rgd.schedule_local(td)
+    if td.flags & TDF.MIGRATING:
+        td.cpu = rgd
+        td.flags &= ~TDF.MIGRATING
+        rgd.schedule_local(td)
 
 
 def lwkt_giveaway(td: Thread) -> None:
@@ -107,9 +108,9 @@ def lwkt_alloc_thread(cpu: int = -1, name: str = "thread") -> Thread:
 def lwkt_init_thread(
     td: Thread, func: Callable[..., Awaitable[Any]], *args: Any, driver: str | None = None
 ) -> None:
-    """Give an allocated thread its body, once. Counterpart: lwkt_init_thread, cpu_set_thread_handler.
+    """Give an allocated thread its body, once; `lwkt_schedule` starts it.
 
-    `lwkt_schedule` starts it.
+    Counterpart: lwkt_init_thread, cpu_set_thread_handler.
     """
     if td.func is not None or td.flags & TDF.EXITING:
         panic(f"lwkt_init_thread: {td} has a body")

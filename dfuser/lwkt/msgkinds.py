@@ -27,6 +27,7 @@ from dfuser.libkern.param import PCATCH, PINTERLOCKED
 from . import thread as _thread
 from .msgport import MSGF, MSGPORTF_WAITING, LwktMsg, Port, PortOps
 from .synch import lwkt_sleep, tsleep, tsleep_interlock, wakeup, wakeup_mycpu, zsleep
+from .thread import TDF, switch
 
 if TYPE_CHECKING:
     from .machine import Lwkt
@@ -92,20 +93,18 @@ def _arrive(port: Port, src: int) -> None:
         td.cpu.lwkt.schedule(td)
 
 
-def _is_local(td: Thread) -> bool:
-    cur = _thread.curthread
-    return td.cpu is cur.cpu
-
-
 def thread_putport(port: Port, msg: LwktMsg) -> int:
     """Queue the message for the owner; always EASYNC. Counterpart: lwkt_thread_putport."""
-    KKASSERT(not msg.flags & (MSGF.DONE | MSGF.REPLY), "putport: the message is done")
+    if msg.flags & (MSGF.DONE | MSGF.REPLY):
+        panic("putport: the message is done")
     msg.target_port = port
-    td = _owner(port)
-    if _is_local(td):
+    td = port.td
+    assert td is not None
+    cpu = td.cpu
+    if cpu is _thread.curthread.cpu:
         port.pushmsg(msg)
         if port.flags & MSGPORTF_WAITING:
-            td.cpu.lwkt.schedule(td)
+            cpu.schedule_local(td)
     else:
         _transfer(port, msg, False)
     return EASYNC
@@ -113,11 +112,16 @@ def thread_putport(port: Port, msg: LwktMsg) -> int:
 
 def thread_replyport(port: Port, msg: LwktMsg) -> None:
     """Return the message to the owner. Counterpart: lwkt_thread_replyport."""
-    td = _owner(port)
-    if _is_local(td):
-        _deliver(port, msg, True)
+    td = port.td
+    assert td is not None
+    cpu = td.cpu
+    if cpu is _thread.curthread.cpu:
+        if msg.flags & MSGF.SYNC:
+            msg.flags |= MSGF.REPLY | MSGF.DONE
+        else:
+            port.enqueue_reply(msg)
         if port.flags & MSGPORTF_WAITING:
-            td.cpu.lwkt.schedule(td)
+            cpu.schedule_local(td)
     else:
         msg.flags |= MSGF.REPLY
         _transfer(port, msg, True)
@@ -131,15 +135,24 @@ def thread_getport(port: Port) -> LwktMsg | None:
 
 async def thread_waitport(port: Port, flags: int) -> LwktMsg | None:
     """Counterpart: lwkt_thread_waitport."""
-    KKASSERT(port.td is _thread.curthread, "lwkt_waitport: not the port's owner")
+    td = _thread.curthread
+    if port.td is not td:
+        panic("lwkt_waitport: not the port's owner")
     while (msg := port.pollmsg()) is None:
         port.flags |= MSGPORTF_WAITING
-        try:
+        if flags & PCATCH:
             error = await lwkt_sleep("waitport", flags)
-        finally:
             port.flags &= ~MSGPORTF_WAITING
-        if error and not (port.msgq or port.msgq_prio):
-            return None
+            if error and not (port.msgq or port.msgq_prio):
+                return None
+        else:
+            # lwkt_sleep, written out: this is the most frequent wait of all.
+            if td.flags & TDF.RUNQ:
+                td.cpu.runq_remove(td)
+            td.wmesg = "waitport"
+            await switch()
+            td.wmesg = ""
+            port.flags &= ~MSGPORTF_WAITING
     return msg
 
 
@@ -147,19 +160,27 @@ async def thread_waitmsg(msg: LwktMsg, flags: int) -> int:
     """Counterpart: lwkt_thread_waitmsg."""
     port = msg.reply_port
     assert port is not None
-    KKASSERT(port.td is _thread.curthread, "lwkt_waitmsg: not the reply port's owner")
+    td = _thread.curthread
+    if port.td is not td:
+        panic("lwkt_waitmsg: not the reply port's owner")
     aborted = 0
     while not msg.flags & MSGF.DONE:
         port.flags |= MSGPORTF_WAITING
-        try:
-            error = await lwkt_sleep("waitabt" if aborted else "waitmsg", flags)
-        finally:
+        if flags & PCATCH and not aborted:
+            aborted = await lwkt_sleep("waitmsg", flags)
             port.flags &= ~MSGPORTF_WAITING
-        if error:
-            aborted = error
-            flags &= ~PCATCH
-            msg.abortmsg()
-    return _take_reply(port, msg, aborted)
+            if aborted:
+                msg.abortmsg()
+        else:
+            if td.flags & TDF.RUNQ:
+                td.cpu.runq_remove(td)
+            td.wmesg = "waitabt" if aborted else "waitmsg"
+            await switch()
+            td.wmesg = ""
+            port.flags &= ~MSGPORTF_WAITING
+    if aborted or msg.flags & MSGF.QUEUED:
+        return _take_reply(port, msg, aborted)
+    return msg.error
 
 
 def _take_reply(port: Port, msg: LwktMsg, aborted: int) -> int:

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
-from dfuser.libkern.errno import EASYNC, KKASSERT
+from dfuser.libkern.errno import EASYNC, KKASSERT, panic
 from dfuser.libkern.ktr import KtrInfo, KtrMaster
 from dfuser.libkern.sysctl import Sysctl
 
@@ -84,6 +84,12 @@ MSG_CMD_CDEV: Final = 0x00010000
 MSG_CMD_VFS: Final = 0x00020000
 MSG_CMD_SYSCALL: Final = 0x00030000
 MSG_SUBCMD_MASK: Final = 0x0000FFFF
+
+#: Flags that a message that is with its target has not; the owner's has DONE of them.
+_NOT_WITH_TARGET: Final = MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT
+
+#: What is left of a message's flags when it is sent.
+_SENT: Final = ~(MSGF.REPLY | MSGF.DONE)
 
 #: The owner of the port sleeps on it. Counterpart: MSGPORTF_WAITING.
 MSGPORTF_WAITING: Final = 0x0001
@@ -146,20 +152,16 @@ class LwktMsg:
         All flags are cleared but SYNC, which stays as it was, and DONE, which is set.
         Counterpart: lwkt_reinitmsg (2004).
         """
-        KKASSERT(
-            self.flags & (MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT) == MSGF.DONE,
-            "lwkt_reinitmsg: the message is not its owner's",
-        )
+        if self.flags & _NOT_WITH_TARGET != MSGF.DONE:
+            panic("lwkt_reinitmsg: the message is not its owner's")
         self.flags = self.flags & MSGF.SYNC | MSGF.DONE
         self.reply_port = reply_port
         self.error = 0
 
     def replymsg(self, error: int) -> None:
         """Return the message to its sender. Never suspends. Counterpart: lwkt_replymsg."""
-        KKASSERT(
-            not self.flags & (MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT),
-            "lwkt_replymsg: the message is not with its target",
-        )
+        if self.flags & _NOT_WITH_TARGET:
+            panic("lwkt_replymsg: the message is not with its target")
         self.error = error
         port = self.reply_port
         assert port is not None
@@ -178,7 +180,8 @@ class LwktMsg:
         Returns:
             The error of the reply.  Counterpart: lwkt_waitmsg.
         """
-        KKASSERT(not self.flags & MSGF.DROPABLE, "lwkt_waitmsg: a dropable message")
+        if self.flags & MSGF.DROPABLE:
+            panic("lwkt_waitmsg: a dropable message")
         port = self.reply_port
         assert port is not None
         return port.ops.waitmsg(self, flags)
@@ -351,11 +354,8 @@ class Port:
 
     def sendmsg_prepare(self, msg: LwktMsg) -> None:
         """The first half of `sendmsg`: mark the message as sent. Counterpart: same name."""
-        KKASSERT(
-            msg.reply_port is not None
-            and msg.flags & (MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT) == MSGF.DONE,
-            "lwkt_sendmsg: the message is not its owner's",
-        )
+        if msg.flags & _NOT_WITH_TARGET != MSGF.DONE or msg.reply_port is None:
+            panic("lwkt_sendmsg: the message is not its owner's")
         msg.flags &= ~(MSGF.REPLY | MSGF.SYNC | MSGF.DONE)
 
     def sendmsg_start(self, msg: LwktMsg) -> None:
@@ -384,15 +384,15 @@ class Port:
             The error of the answer. Counterpart: lwkt_domsg.
         """
         mflags = msg.flags
-        KKASSERT(
-            mflags & (MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT) == MSGF.DONE
-            and msg.reply_port is not None,
-            "lwkt_domsg: the message is not its owner's",
-        )
-        msg.flags = mflags & ~(MSGF.REPLY | MSGF.DONE) | MSGF.SYNC
+        port = msg.reply_port
+        if mflags & _NOT_WITH_TARGET != MSGF.DONE or port is None:
+            panic("lwkt_domsg: the message is not its owner's")
+        msg.flags = mflags & _SENT | MSGF.SYNC
         error = self.beginmsg(msg)
         if error == EASYNC:
-            return await msg.waitmsg(flags)
+            if mflags & MSGF.DROPABLE:
+                panic("lwkt_domsg: a dropable message")
+            return await port.ops.waitmsg(msg, flags)
         msg.flags |= MSGF.DONE | MSGF.REPLY
         msg.error = error
         return error

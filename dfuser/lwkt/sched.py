@@ -62,6 +62,7 @@ _CLOCK_STEPS: Final = 8
 _LONG_STEPS_NS: Final = 60_000
 
 _reschedule = trio.lowlevel.reschedule
+_checkpoint = trio.lowlevel.cancel_shielded_checkpoint
 _wait_rescheduled = trio.lowlevel.wait_task_rescheduled
 
 
@@ -106,9 +107,10 @@ class Cpu(InterruptCpu):
     # --- the loop --------------------------------------------------------------------------
 
     def run(self, budget: int, limit_ns: int = 0) -> int:
-        """Step coroutine threads until there is nothing to do, a task thread was elected, or
-        ``budget`` steps or ``limit_ns`` nanoseconds (0: no limit) are used up.
+        """Step coroutine threads until there is nothing to do or the turn is over.
 
+        The turn is over when a task thread has been elected, when a thread spins, and when
+        ``budget`` steps or ``limit_ns`` nanoseconds (0: no limit) are used up.
         Returns an `Outcome`. Never suspends.
         """
         lwkt = self.lwkt
@@ -223,7 +225,7 @@ class Cpu(InterruptCpu):
             if self.self_switches < _SELF_SWITCH_LIMIT and not self._slice_used():
                 _thread.curthread = td
                 return
-            yield from trio.lowlevel.cancel_shielded_checkpoint().__await__()
+            yield from _checkpoint().__await__()
         else:
             if ntd is not None and not ntd.coro and ntd.task is not None:
                 _reschedule(ntd.task)
@@ -254,14 +256,14 @@ class Cpu(InterruptCpu):
         assert td.abort is not None
         while self.stopped:
             self.frozen = td
-            yield from trio.lowlevel.wait_task_rescheduled(td.abort).__await__()
+            yield from _wait_rescheduled(td.abort).__await__()
 
     def task_pause(self, td: Thread) -> Generator[Any, Any, None]:
         """The task driver's half of `cpu_pause`."""
         if not td.critcount and self.reqflags & RQF.PENDING:
             self.splz()
         _thread.curthread = self.idle
-        yield from trio.lowlevel.cancel_shielded_checkpoint().__await__()
+        yield from _checkpoint().__await__()
         if self.reqflags & RQF.PENDING and (self.stopped or not td.critcount):
             self.splz()
         if self.stopped:
@@ -272,7 +274,7 @@ class Cpu(InterruptCpu):
         """The trio task of a new thread has started: wait for the first election."""
         assert td.abort is not None
         if self.curthread is not td:
-            yield from trio.lowlevel.wait_task_rescheduled(td.abort).__await__()
+            yield from _wait_rescheduled(td.abort).__await__()
         cpu = td.cpu
         if cpu.stopped:
             yield from cpu.freeze(td)

@@ -5,16 +5,16 @@ interrupt handler is called through it, and the upper half can switch the handle
 
     await slz.enter()                       # upper half
     slz.handler_disable()                   # from here on the handler does not run
-    slz.handler_call(func, arg)             # interrupt side: runs func now, or when the holder exits
-    slz.handler_try(func, arg)              # runs func only if nobody is inside
+    slz.handler_call(func, arg)             # interrupt side: runs func now, or when the holder
+    exits slz.handler_try(func, arg)              # runs func only if nobody is inside
 
 It is held across nothing that waits for long; a thread that finds it taken sleeps ("slize").
 
 Counterpart: kern/lwkt_serialize.c, struct lwkt_serialize (sys/serialize.h).
-Differs from DragonFly: there an interrupt thread sleeps in handler_call until the holder is out; here
-the handler is plain code and cannot wait, so the call is kept and made by the holder's `exit`, in
-order, one at a time. Calls kept when the handler is disabled are dropped, as DragonFly checks again
-after its sleep.
+Differs from DragonFly: there an interrupt thread sleeps in handler_call until the holder is out;
+here the handler is plain code and cannot wait, so the call is kept and made by the holder's
+`exit`, in order, one at a time. Calls kept when the handler is disabled are dropped, as DragonFly
+checks again after its sleep.
 Token/lock order: outside of spinlocks and tokens.
 Invariants: at most one thread or handler is inside; a handler never overlaps a holder.
 """
@@ -108,16 +108,21 @@ class LwktSerialize:
     async def adaptive_enter(self) -> None:
         """Enter; spins a little before it sleeps. Counterpart: lwkt_serialize_adaptive_enter."""
         self.assert_not_serialized()
-        while self.held:
-            spins = 0
-            while self.held and spins < SLZ_ADAPTIVE_SPINMAX:
-                spins += 1
-                await cpu_pause()
-            if self.held:
-                self.sleeps += 1
-                self._log(self.ktr_sleep)
-                await tsleep(self, 0, "aslize", 0)
+        while not await self._spin():
+            self.sleeps += 1
+            self._log(self.ktr_sleep)
+            await tsleep(self, 0, "aslize", 0)
         self._take()
+
+    async def _spin(self) -> bool:
+        """Spin a little; whether the serializer is free now."""
+        spins = 0
+        while self.held:
+            if spins == SLZ_ADAPTIVE_SPINMAX:
+                return False
+            spins += 1
+            await cpu_pause()
+        return True
 
     def try_enter(self) -> bool:
         """Enter if nobody is inside. Counterpart: lwkt_serialize_try."""

@@ -218,6 +218,20 @@ class Synch:
         td.wchan = None
         td.wdomain = 0
 
+    def interlocked(self, td: Thread, ident: Any, flags: int) -> bool:
+        """Whether the announced sleep of ``td`` may begin: nobody has woken it meanwhile.
+
+        When it may not, the thread is on no queue afterwards.
+        """
+        key: Key = (ident_key(ident), flags & PDOMAIN_MASK)
+        if td.flags & TDF.TSLEEPQ and td.sleepq_entry == key:
+            return True
+        self.ilockfail += 1
+        if self.ktr.mask:
+            self.ktr.log(self.ktr_ilockfail, td.name, ident)
+        self.tsleep_remove(td)
+        return False
+
     # --- sleeping --------------------------------------------------------------------------
 
     def pending_signal(self, td: Thread) -> int:

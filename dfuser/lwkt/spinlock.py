@@ -4,9 +4,9 @@
     await spin.spin_lock_wait()  # a thread that can spin: lets other CPUs run until it is free
 
 Code between two suspension points cannot be interrupted by another CPU here, so a spinlock is found
-held only when its holder spins itself, in `cpu_pause`, on another CPU (waiting for an IPI, a cpusync
-or another spinlock), or when the running interrupt thread has preempted the holder. Plain code can
-do nothing about that and panics: spinning would never end. `spin_lock_wait` spins through
+held only when its holder spins itself, in `cpu_pause`, on another CPU (waiting for an IPI, a
+cpusync or another spinlock), or when the running interrupt thread has preempted the holder. Plain
+code can do nothing about that and panics: spinning would never end. `spin_lock_wait` spins through
 `cpu_pause`, reports "indefinite wait" to the log every second and panics after sixty.
 
 Holding a spinlock is holding a critical section: no preemption, no interrupts, no IPIs on this CPU.

@@ -34,7 +34,7 @@ from dfuser.libkern.param import (
 )
 
 from . import thread as _thread
-from .sleepq import ident_key, synch_of
+from .sleepq import synch_of
 from .thread import TDF, Thread, lwkt_deschedule_self, switch
 
 if TYPE_CHECKING:
@@ -123,14 +123,7 @@ async def tsleep(ident: Any, flags: int, wmesg: str, timo: int = 0) -> int:
         return 0
     if not flags & PINTERLOCKED:
         synch.interlock(td, ident, flags)
-    elif not td.flags & TDF.TSLEEPQ or td.sleepq_entry != (
-        ident_key(ident),
-        flags & PDOMAIN_MASK,
-    ):
-        synch.ilockfail += 1
-        if synch.ktr.mask:
-            synch.ktr.log(synch.ktr_ilockfail, td.name, wmesg)
-        synch.tsleep_remove(td)
+    elif not synch.interlocked(td, ident, flags):
         return 0
     if flags & PCATCH and (error := synch.pending_signal(td)):
         synch.tsleep_remove(td)

@@ -4,9 +4,9 @@ A `Thread` is DragonFly's unit of execution. It belongs to one logical CPU and s
 asks to move. It suspends in exactly one way, `switch`; sleeping, waiting for a message, a lock or a
 token all end there. Two drivers run the body of a thread behind this one class:
 
-* **task**: the thread is a trio task of its own. The task is parked in trio whenever its CPU has not
-  elected it, so trio sees at most one runnable task per CPU and its random wake-up order decides
-  nothing.
+* **task**: the thread is a trio task of its own. The task is parked in trio whenever its CPU has
+  not elected it, so trio sees at most one runnable task per CPU and its random wake-up order
+  decides nothing.
 * **coro**: the thread is a coroutine that its CPU's own loop drives with ``send``; a switch costs
   well under a microsecond.
 
@@ -101,7 +101,8 @@ class ThreadExit(ThreadKilled):
     """Raised by `lwkt_exit`: the thread ends itself."""
 
 
-#: The running thread. The one module variable of dfuser: DragonFly keeps it in a CPU register.
+#: The running thread; in host code the idle thread of some CPU, and None while no machine lives.
+#: The one module variable of dfuser: DragonFly keeps it in a CPU register.
 curthread: Thread = cast("Thread", None)
 
 #: Requests a CPU serves in `Cpu.splz`; the same value as ``sched.RQF.PENDING``.

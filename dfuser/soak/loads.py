@@ -92,7 +92,8 @@ def run_fio(
     """
     command = [
         "fio", "--name=verify", f"--directory={directory}", f"--ioengine={engine}",
-        "--rw=randwrite", "--bs=4k", "--size=8m", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
+        "--rw=randwrite", "--bs=4k", "--size=8m",
+        "--verify=crc32c", "--do_verify=1", "--verify_fatal=1",
         f"--randseed={seed}", "--fallocate=none", "--unlink=1", "--minimal", *extra,
     ]  # fmt: skip
     done = subprocess.run(

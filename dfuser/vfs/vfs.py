@@ -144,6 +144,5 @@ class Vfs:
         The daemons must have ended.
         """
         self.mounts.unmountall()
-        self.vnodes.active.dissolve()
-        self.vnodes.inactive.dissolve()
+        self.vnodes.close()
         self.hostcache = None

@@ -292,9 +292,10 @@ class _VnodeList:
             link = following if following is not None else self.head
 
     def dissolve(self) -> None:
-        """Break all links, for a kernel that stops."""
+        """Break all links, for a kernel that stops; who still holds a vnode may let go later."""
         for vp in list(self):
             self.remove(vp)
+            vp.state = VState.DYING
         self.head.v_next = self.head.v_prev = None
 
 
@@ -581,11 +582,9 @@ class VnodeTable:
     # --- reclaim -----------------------------------------------------------------------------
 
     def _deactivate_some(self, maxcount: int) -> None:
-        """Let the rover look at ``maxcount`` active vnodes; unused ones go inactive."""
+        """Let the rover look at ``maxcount`` active vnodes, none twice; unused ones go inactive."""
         active = self.active
-        if not active.count:
-            return
-        for _ in range(maxcount):
+        for _ in range(min(maxcount, active.count)):
             vp = self.rover
             if vp is active.head or vp.v_next is None:
                 vp = active.first()
@@ -697,6 +696,13 @@ class VnodeTable:
         """Let the daemon end. Must be called on an LWKT thread if the daemon runs."""
         self.stopping = True
         self._kick_vnlru()
+
+    def close(self) -> None:
+        """Forget what is left when everything is unmounted: dead vnodes somebody still holds."""
+        self.active.dissolve()
+        self.inactive.dissolve()
+        self.rover = None
+        self.numvnodes = self.cachedvnodes = 0
 
     # --- views -------------------------------------------------------------------------------
 

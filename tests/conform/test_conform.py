@@ -13,7 +13,8 @@ from dfuser.vfs.nullfs.vfsops import NullVfsOps
 from dfuser.vfs.tmpfs.vfsops import TmpfsVfsOps
 from dfuser.vfs.vfs import Vfs
 from dfuser.vm.page import VmPages
-from tests.conform.vnode_ops import CASES, ROOT, Case, World
+from tests.conform import vnode_attrs, vnode_ops
+from tests.conform.world import ROOT, Case, World
 
 Maker = Callable[[Vfs], World]
 
@@ -57,6 +58,9 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     pages.check(contents=True)
     vfs.close()
     physmem.close()
+
+
+CASES = [*vnode_ops.CASES, *vnode_attrs.CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

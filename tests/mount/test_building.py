@@ -59,7 +59,6 @@ def test_make_debians_lua(place: Path, twin: Path, debian_source: Path) -> None:
             archive.extractall(root, filter="data")
         source = next(root.glob("lua*/src"))
         run("make", "-j2", "generic", "MYCFLAGS=-g0", cwd=source)
-        assert "is up to date" in run("make", "generic", cwd=source) or True
         assert run(source / "lua", "-e", "print(6 * 7)") == "42\n"
         built.append((source / "lua").read_bytes())
     assert built[0] == built[1]
@@ -102,9 +101,8 @@ def test_make_a_generated_project_of_60_files(place: Path, twin: Path) -> None:
 
 def test_compile_one_program(place: Path) -> None:
     """What if gcc's temporary files, mappings or the linker's seeks failed."""
-    (place / "hello.c").write_text(
-        '#include <stdio.h>\nint main(void) { return puts("hi") < 0; }\n'
-    )
+    source = '#include <stdio.h>\nint main(void) { return puts("hi") < 0; }\n'
+    (place / "hello.c").write_text(source)
     run("gcc", "-g", "-save-temps", "-o", "hello", "hello.c", cwd=place)
     assert run(place / "hello") == "hi\n"
 
@@ -114,7 +112,8 @@ def test_compileall(place: Path) -> None:
     library = Path(shutil.__file__).parent
     for name in ("json", "email", "logging"):
         run("cp", "-r", library / name, place / name)
-        shutil.rmtree(place / name / "__pycache__", ignore_errors=True)
+    for cache in list(place.rglob("__pycache__")):
+        shutil.rmtree(cache)
     run(sys.executable, "-m", "compileall", "-q", place)
     sources, caches = list(place.rglob("*.py")), list(place.rglob("*.pyc"))
     assert len(sources) == len(caches) > 20

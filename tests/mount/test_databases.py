@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.mount
 
+ALL_BYTES = "select sum(length(data)), group_concat(hex(data), '') from t"
 WRITER = """
 import sqlite3, sys
 path, who, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

@@ -32,11 +32,8 @@ def repository(place: Path) -> Path:
 def test_status_is_clean(repository: Path) -> None:
     """What if times or inode numbers moved by themselves: status would look at all files again."""
     assert git(repository, "status", "--porcelain") == ""
-    assert git(repository, "log", "--format=%s").split("\n")[:3] == [
-        "change 2",
-        "change 1",
-        "change 0",
-    ]
+    subjects = git(repository, "log", "--format=%s").splitlines()
+    assert subjects == ["change 2", "change 1", "change 0"]
 
 
 def test_fsck_and_gc(repository: Path) -> None:

@@ -31,7 +31,7 @@ EOF
         """,
         place,
     )
-    assert said == "one\ntwo\n8\nhere\nhere\ntail\ntwo\n"
+    assert said == "one\ntwo\n8\nhere\nhere\ntail\nwo\n"
 
 
 def test_pipes_through_files(place: Path) -> None:

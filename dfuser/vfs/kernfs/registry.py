@@ -55,6 +55,8 @@ class KernView(NamedTuple):
     row_text: RowText | None = None
     lines: Lines | None = None
     obey: Obey | None = None
+    columns: tuple[str, ...] = ()
+    """Names of the columns, so that a table without rows has its head; else of the first row."""
 
 
 class KernViewStatistics(NamedTuple):
@@ -107,13 +109,13 @@ def cell(value: Any) -> str:
     return "".join(c if c.isprintable() and c != " " else f"\\x{ord(c):02x}" for c in text)
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...] = ()) -> list[str]:
     """Rows as aligned columns under a line of names; numbers to the right."""
-    if not rows:
+    names = columns or tuple(rows[0] if rows else ())
+    if not names:
         return []
-    names = list(rows[0])
     texts = [[cell(row.get(name)) for name in names] for row in rows]
-    widths = [max(len(n), *(len(t[i]) for t in texts)) for i, n in enumerate(names)]
+    widths = [max([len(n), *(len(t[i]) for t in texts)]) for i, n in enumerate(names)]
     numeric = [all(isinstance(row.get(name), int) for row in rows) for name in names]
     lines = []
     for line in ([n.upper() for n in names], *texts):
@@ -163,9 +165,16 @@ class KernViews:
             raise KError(EEXIST, f"view {name} exists")
         self._views[name] = view
 
-    def add_rows(self, name: str, descr: str, rows: Rows, text: RowText | None = None) -> None:
+    def add_rows(
+        self,
+        name: str,
+        descr: str,
+        rows: Rows,
+        text: RowText | None = None,
+        columns: tuple[str, ...] = (),
+    ) -> None:
         """Show records. See `register`."""
-        self.register(KernView(name, descr, rows=rows, row_text=text))
+        self.register(KernView(name, descr, rows=rows, row_text=text, columns=columns))
 
     def add_lines(self, name: str, descr: str, lines: Lines) -> None:
         """Show a text. See `register`."""
@@ -211,7 +220,7 @@ class KernViews:
             if view.row_text is not None:
                 lines = [view.row_text(row) for row in rows]
             else:
-                lines = table([record_items(row) for row in rows])
+                lines = table([record_items(row) for row in rows], view.columns)
             if omitted:
                 lines.append(f"# more than {len(rows)} rows; raise vfs.kernfs.limit to see them")
         return "".join(line + "\n" for line in lines)

@@ -80,11 +80,12 @@ class LwktViews:
 
     def register(self, views: KernViews) -> None:
         """Show them, and the counters."""
-        views.add_rows("threads", "threads: priority, CPU, what they wait for", self.threads)
+        views.add_rows("threads", "threads: priority, CPU, what they wait for", self.threads,
+                       columns=ThreadRow._fields)  # fmt: skip
         views.add_rows("cpus", "logical CPUs and their run queues", self.cpus)
         views.add_rows("tokens", "well-known tokens: holder, collisions", self.tokens)
         views.add_rows("ports", "message ports of threads", self.ports)
-        views.add_rows("callouts", "armed timers", self.callouts)
+        views.add_rows("callouts", "armed timers", self.callouts, columns=CalloutRow._fields)
         views.add_lines("ktr", "the newest entries of the trace rings", self.ktr_lines)
         views.add_control("ktrmask", "which trace masters are on", self.mask_lines, self.set_mask)
         views.add_statistics("lwkt", self.lwkt.statistics)

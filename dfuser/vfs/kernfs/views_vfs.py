@@ -96,9 +96,10 @@ class VfsViews:
         vfs = self.vfs
         views.add_rows("mounts", "mounted file systems, as mount(8) shows them", self.mounts,
                        mount_text)  # fmt: skip
-        views.add_rows("vnodes", "vnodes in memory", self.vnodes)
-        views.add_rows("ncache", "names the kernel remembers, negative ones too", self.ncache)
-        views.add_rows("locks", "advisory locks on files", self.locks)
+        views.add_rows("vnodes", "vnodes in memory", self.vnodes, columns=VnodeRow._fields)
+        views.add_rows("ncache", "names the kernel remembers, negative ones too", self.ncache,
+                       columns=NcacheRow._fields)  # fmt: skip
+        views.add_rows("locks", "advisory locks on files", self.locks, columns=LockRow._fields)
         views.add_statistics("vnodes", vfs.vnodes.statistics)
         views.add_statistics("ncache", vfs.cache.statistics)
         views.add_statistics("mounts", vfs.mounts.statistics)

@@ -125,6 +125,7 @@ class NullVfsOps(VfsOps):
         """
         null: NullMount = mp.data
         mp.data = None
+        mp.vn_cell = mp.vfs.vnodes.dead_cell
         ncp = mp.ncmountpt.ncp
         others = [other for other in mp.vfs.mounts if other is not mp]
         shown = any(other.ncmountpt.ncp is ncp for other in others)

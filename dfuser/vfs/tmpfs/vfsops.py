@@ -172,6 +172,7 @@ class TmpfsVfsOps(VfsOps):
         KKASSERT(all(node.vnode is None for node in tm.nodes.values()), "tmpfs: vnodes left")
         tm.dissolve()
         mp.data = None
+        mp.vn_cell = mp.vfs.vnodes.dead_cell
         mp.flag &= ~MNT.LOCAL
 
     def vfs_root(self, mp: Mount) -> Vnode:

@@ -97,13 +97,13 @@ def tail_of_the_last_page(d: Path) -> None:
 @case()
 def zeroes_after_growth(d: Path) -> None:
     """Truncated under a mapping and grown again, the page shows zeroes."""
-    with opened(put(d / "f", b"x" * (2 * PAGE)), os.O_RDWR) as f:
-        with mmap.mmap(f, 2 * PAGE) as memory:
-            same(memory[PAGE + 5 : PAGE + 6], b"x", "before")
-            os.ftruncate(f, 10)
-            os.ftruncate(f, 2 * PAGE)
-            same(memory[0:12], b"x" * 10 + b"\0\0", "first page")
-            same(memory[PAGE + 5 : PAGE + 6], b"\0", "second page")
+    path = put(d / "f", b"x" * (2 * PAGE))
+    with opened(path, os.O_RDWR) as f, mmap.mmap(f, 2 * PAGE) as memory:
+        same(memory[PAGE + 5 : PAGE + 6], b"x", "before")
+        os.ftruncate(f, 10)
+        os.ftruncate(f, 2 * PAGE)
+        same(memory[0:12], b"x" * 10 + b"\0\0", "first page")
+        same(memory[PAGE + 5 : PAGE + 6], b"\0", "second page")
 
 
 @case()

@@ -17,7 +17,10 @@ from dfuser.lwkt.thread import cpu_pause, lwkt_yield
 
 
 async def test_held_cpus_do_not_move(any_driver: Any) -> None:
-    """What if the other CPUs beat all the time: do they stand still from interlock to deinterlock?"""
+    """What if the other CPUs beat all the time:
+
+    Do they stand still from interlock to deinterlock?
+    """
     lwkt = any_driver.lwkt
     beats = [0] * 4
     ran: list[int] = []

@@ -86,7 +86,10 @@ async def test_threads_that_sleep_while_they_unwind_end_too(any_driver: Any) -> 
 
 
 async def test_cancelling_the_nursery_ends_the_machine(new_lwkt: Any) -> None:
-    """What if the host cancels the machine's nursery: do threads unwind in order and nothing hang?"""
+    """What if the host cancels the machine's nursery:
+
+    Do threads unwind in order and nothing hang?
+    """
     lwkt = new_lwkt(2, default_driver="task")
     unwound: list[str] = []
 
@@ -198,7 +201,10 @@ async def test_cancelled_adopted_task_leaves_its_sleep_with_eintr(new_host: Any)
 
 
 async def test_adopted_task_at_shutdown_gets_eintr(new_host: Any) -> None:
-    """What if the machine stops under an adopted request: does its host task get EINTR, not hang?"""
+    """What if the machine stops under an adopted request:
+
+    Does its host task get EINTR, not hang?
+    """
     errors: list[int] = []
 
     async def request() -> None:

@@ -84,7 +84,10 @@ async def test_two_way_flood_long(any_driver: Any) -> None:
 
 
 async def test_sender_parks_while_the_target_is_stopped(any_driver: Any) -> None:
-    """What if the target is stopped: does the sender park just over half, others run, order hold?"""
+    """What if the target is stopped:
+
+    Does the sender park just over half, others run, order hold?
+    """
     lwkt = any_driver.lwkt
     target = lwkt.cpus[1]
     got: list[int] = []
@@ -119,7 +122,10 @@ async def test_sender_parks_while_the_target_is_stopped(any_driver: Any) -> None
 
 
 def test_plain_senders_overflow_in_order_and_are_throttled(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if plain code sends 1,000 to a stopped CPU: is nothing refused, and the thread parked?"""
+    """What if plain code sends 1,000 to a stopped CPU:
+
+    Is nothing refused, and the thread parked?
+    """
     lwkt = new_lwkt(2)
     target = lwkt.cpus[1]
     got: list[int] = []
@@ -182,7 +188,10 @@ def test_own_cpu_runs_at_once_in_a_critical_section(new_lwkt: Callable[..., Lwkt
 
 
 def test_passive_ipis_wait_for_the_tick() -> None:
-    """What if IPIs are sent passively: no bell below a quarter, and do they run at the next tick?"""
+    """What if IPIs are sent passively:
+
+    No bell below a quarter, and do they run at the next tick?
+    """
     clock = VirtualClock()
     lwkt = Lwkt(2, clock, Ktr(2, clock), MsgBuf())
     got: list[int] = []
@@ -207,7 +216,10 @@ def test_passive_ipis_wait_for_the_tick() -> None:
 
 
 def test_mask_starts_here_and_leaves_stopped_cpus_out(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if a message goes to all CPUs: own one and upwards first, then the lower, none stopped?"""
+    """What if a message goes to all CPUs:
+
+    Own one and upwards first, then the lower, none stopped?
+    """
     lwkt = new_lwkt(5)
     order: list[int] = []
 
@@ -255,10 +267,14 @@ def test_wait_ipiq_warns_and_panics() -> None:
 
     lwkt.create(body, cpu=0)
     lwkt.cpus[0].run(1)
-    with pytest.raises(Panic, match="LWKT_WAIT_IPIQ"):
+
+    def twenty_seconds() -> None:
         for _ in range(40):
             clock.advance(500_000_000)
             lwkt.cpus[0].run(1)
+
+    with pytest.raises(Panic, match="LWKT_WAIT_IPIQ"):
+        twenty_seconds()
     assert lwkt.msgbuf.text().count("LWKT_WAIT_IPIQ WARNING! 0 wait 1") == 10
     lwkt.shutdown_nowait()
 
@@ -301,7 +317,10 @@ def test_ipi_functions_may_send(new_lwkt: Callable[..., Lwkt]) -> None:
 
 
 def test_a_thousand_wakeups_need_one_entry(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if one thread wakes a thousand of another CPU: one ring entry, each woken once, in order?"""
+    """What if one thread wakes a thousand of another CPU:
+
+    One ring entry, each woken once, in order?
+    """
     lwkt = new_lwkt(2)
     log: list[int] = []
 

@@ -85,8 +85,10 @@ async def test_not_in_a_critical_section_but_right_after_it(any_driver: Any) -> 
 
 
 async def test_ordinary_threads_never_preempt(any_driver: Any) -> None:
-    """What if an ordinary thread of the highest priority is woken: does it wait for the next switch?"""
-    lwkt = any_driver.lwkt
+    """What if an ordinary thread of the highest priority is woken:
+
+    Does it wait for the next switch?
+    """
     log: list[str] = []
 
     async def high() -> None:

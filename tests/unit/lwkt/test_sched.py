@@ -74,7 +74,10 @@ async def test_trios_own_order_decides_nothing(any_driver: Any) -> None:
 
 
 async def test_both_drivers_share_one_queue(new_host: Any) -> None:
-    """What if task threads and coroutine threads of one priority mix on a CPU: one order for all?"""
+    """What if task threads and coroutine threads of one priority mix on a CPU:
+
+    One order for all?
+    """
     async with new_host() as lwkt:
         log: list[str] = []
         for name, driver in zip("AbCd", ("task", "coro", "task", "coro"), strict=True):
@@ -138,7 +141,10 @@ async def test_sleeping_thread_does_not_run_until_scheduled(any_driver: Any) -> 
 
 
 def test_tick_rotates_only_when_the_cpu_is_contended(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if the tick comes: does the head go behind its equals, and does an idle CPU have none?"""
+    """What if the tick comes:
+
+    Does the head go behind its equals, and does an idle CPU have none?
+    """
     clock = VirtualClock()
     lwkt = Lwkt(1, clock, Ktr(1, clock), MsgBuf())
     seen: list[str] = []
@@ -166,7 +172,10 @@ def test_tick_rotates_only_when_the_cpu_is_contended(new_lwkt: Callable[..., Lwk
 
 
 def test_yield_quick_yields_after_a_tick_of_work() -> None:
-    """What if a thread computes without waiting: does yield_quick end its turn once a tick is over?"""
+    """What if a thread computes without waiting:
+
+    Does yield_quick end its turn once a tick is over?
+    """
     clock = VirtualClock()
     lwkt = Lwkt(1, clock, Ktr(1, clock), MsgBuf())
     log: list[str] = []
@@ -231,7 +240,10 @@ def test_run_stops_at_its_time_limit() -> None:
 
 
 async def test_a_stopped_cpu_runs_nothing_until_restart(any_driver: Any) -> None:
-    """What if a CPU is stopped: do its threads, interrupts and IPIs wait, and then come in order?"""
+    """What if a CPU is stopped:
+
+    Do its threads, interrupts and IPIs wait, and then come in order?
+    """
     lwkt = any_driver.lwkt
     log: list[str] = []
     lwkt.cpus[1].stop()
@@ -247,7 +259,10 @@ async def test_a_stopped_cpu_runs_nothing_until_restart(any_driver: Any) -> None
 
 
 async def test_elected_task_freezes_when_its_cpu_is_stopped(new_host: Any) -> None:
-    """What if a CPU is stopped after it elected a task thread that has not woken yet: does it wait?"""
+    """What if a CPU is stopped after it elected a task thread that has not woken yet:
+
+    Does it wait?
+    """
     async with new_host() as lwkt:
         log: list[str] = []
 
@@ -267,7 +282,10 @@ async def test_elected_task_freezes_when_its_cpu_is_stopped(new_host: Any) -> No
 
 
 def racy(seed: int) -> tuple[int, list[int]]:
-    """Two CPUs add to one number with a pause between reading and writing; returns sum and trace."""
+    """Two CPUs add to one number with a pause between reading and writing; returns sum and
+
+    Trace.
+    """
     clock = VirtualClock()
     lwkt = Lwkt(2, clock, Ktr(2, clock, entries=16), MsgBuf(), seed=seed)
     total = 0
@@ -340,7 +358,10 @@ def test_run_queue_agrees_with_the_model(ops: list[tuple[str, int, int]]) -> Non
 
 
 def test_counters_agree_with_an_outside_observer(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if somebody outside counts elections, threads and interrupts: do the statistics agree?"""
+    """What if somebody outside counts elections, threads and interrupts:
+
+    Do the statistics agree?
+    """
     lwkt = new_lwkt(2)
     elections = interrupts = 0
     mask = lwkt.ktr_ctxsw

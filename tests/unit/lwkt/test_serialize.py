@@ -81,7 +81,10 @@ def test_handler_never_overlaps_a_holder(new_lwkt: Callable[..., Lwkt]) -> None:
 
 
 def test_disable_drops_calls_and_try_refuses(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if handlers are disabled, or the serializer is held: dropped, refused, then run again?"""
+    """What if handlers are disabled, or the serializer is held:
+
+    Dropped, refused, then run again?
+    """
     lwkt = new_lwkt(1)
     slz = LwktSerialize()
     got: list[str] = []

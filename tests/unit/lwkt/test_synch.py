@@ -745,6 +745,34 @@ def test_interlock_torture(lwkt: Lwkt, seed: int) -> None:
     assert stats.woken <= stats.sleeps + stats.ilockfail + total * 2
 
 
+def test_sleeps_are_traced(lwkt: Lwkt) -> None:
+    """What if the trace points of tsleep are on: can the sleep be read from the trace?"""
+    lwkt.ktr.master("tsleep").mask = -1
+
+    async def sleeper() -> None:
+        await tsleep("traced", 0, "mesg", 3)
+        tsleep_interlock("traced", 0)
+        wakeup("traced")
+        await tsleep("traced", PINTERLOCKED, "mesg")
+
+    lwkt.create(sleeper, name="dozer", cpu=1)
+    run_all(lwkt)
+    text = [line.split("tsleep", 1)[1] for line in lwkt.ktr.lines(10)]
+    assert len(text) == 5
+    for line, words in zip(
+        text,
+        (
+            ("tsleep_beg", "dozer mesg on traced"),
+            ("tsleep_end", f"dozer error {EWOULDBLOCK}"),
+            ("wakeup_beg", "traced"),
+            ("wakeup_end", "traced"),
+            ("ilockfail", "dozer traced"),
+        ),
+        strict=True,
+    ):
+        assert all(word in line for word in words), line
+
+
 def test_statistics_agree_with_an_observer(lwkt: Lwkt) -> None:
     """What if somebody outside counts the sleeps and wakeups?"""
     rng = random.Random(7)

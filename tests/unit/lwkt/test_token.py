@@ -53,7 +53,10 @@ async def test_uncontended_token_costs_no_switch(any_driver: Any) -> None:
 
 
 async def test_token_is_free_while_its_holder_sleeps(any_driver: Any) -> None:
-    """What if the holder sleeps: can another thread take the token, and does the holder get it back?"""
+    """What if the holder sleeps:
+
+    Can another thread take the token, and does the holder get it back?
+    """
     lwkt = any_driver.lwkt
     tok = Token(lwkt, "t")
     log: list[str] = []
@@ -83,7 +86,10 @@ async def test_token_is_free_while_its_holder_sleeps(any_driver: Any) -> None:
 
 
 def test_recursion_shared_and_exclusive(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if the exclusive holder takes the token again, exclusively and shared: does the count fit?"""
+    """What if the exclusive holder takes the token again, exclusively and shared:
+
+    Does the count fit?
+    """
     lwkt = new_lwkt(1)
     tok = Token(lwkt, "t")
 
@@ -174,7 +180,10 @@ def test_exclreq_holds_new_readers_back(new_lwkt: Callable[..., Lwkt]) -> None:
 
 
 def test_wmesg_names_the_token_while_contended(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if a thread waits for a token: does ps show its name, and nothing any more afterwards?"""
+    """What if a thread waits for a token:
+
+    Does ps show its name, and nothing any more afterwards?
+    """
     lwkt = new_lwkt(2)
     tok = Token(lwkt, "vnode")
     seen: list[str] = []
@@ -198,7 +207,10 @@ def test_wmesg_names_the_token_while_contended(new_lwkt: Callable[..., Lwkt]) ->
 
 
 def test_release_kicks_exactly_the_stalled_cpus(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if all threads of a CPU wait for a token: does that CPU rest until the token is released?"""
+    """What if all threads of a CPU wait for a token:
+
+    Does that CPU rest until the token is released?
+    """
     lwkt = new_lwkt(3)
     tok = Token(lwkt, "t")
     turns = 0
@@ -248,7 +260,10 @@ def test_preempted_thread_keeps_its_token(new_lwkt: Callable[..., Lwkt]) -> None
 
 
 def test_swap_allows_release_out_of_order(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if the two last tokens are swapped: can the first be released first, and LIFO only so?"""
+    """What if the two last tokens are swapped:
+
+    Can the first be released first, and LIFO only so?
+    """
     lwkt = new_lwkt(1)
     a, b = Token(lwkt, "a"), Token(lwkt, "b")
 
@@ -273,7 +288,10 @@ def panics(lwkt: Lwkt, body: Callable[[], Any], match: str) -> None:
 
 
 def test_misuse_panics(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if tokens are released out of order, taken 33 times, or upgraded: does each one panic?"""
+    """What if tokens are released out of order, taken 33 times, or upgraded:
+
+    Does each one panic?
+    """
 
     def machine() -> tuple[Lwkt, Token, Token]:
         lwkt = new_lwkt(1)
@@ -310,7 +328,10 @@ def test_misuse_panics(new_lwkt: Callable[..., Lwkt]) -> None:
 
 
 def test_plain_code_blocks_and_is_run_again(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if a synchronous core needs a token held elsewhere: does it raise Block and succeed later?"""
+    """What if a synchronous core needs a token held elsewhere:
+
+    Does it raise Block and succeed later?
+    """
     lwkt = new_lwkt(2)
     tok = Token(lwkt, "t")
     log: list[str] = []
@@ -482,7 +503,10 @@ async def test_torture_on_both_drivers(any_driver: Any) -> None:
 
 
 def test_collisions_agree_with_an_outside_observer(new_lwkt: Callable[..., Lwkt]) -> None:
-    """What if somebody counts refused tries and stalled elections: is that the collision counter?"""
+    """What if somebody counts refused tries and stalled elections:
+
+    Is that the collision counter?
+    """
     lwkt = new_lwkt(2)
     tok = Token(lwkt, "t")
     refused = 0

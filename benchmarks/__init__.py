@@ -1,0 +1,1 @@
+"""Benchmarks: interleaved runs beside named peers, told as ratios."""
