@@ -145,9 +145,9 @@ def table(summaries: Sequence[Summary], names: Sequence[str], yardstick: str) ->
     """The report: a line a row, for each contestant best wall us, server CPU us and the ratio."""
     cells = {(s.row, s.contestant): s for s in summaries}
     rows = list(dict.fromkeys(s.row for s in summaries))
-    width = 27
+    width = 30
     lines = [" " * 16 + "".join(f"{name:>{width}}" for name in names)]
-    lines.append(" " * 16 + f"{'wall us   cpu us    ratio':>{width}}" * len(names))
+    lines.append(" " * 16 + f"{'wall us    cpu us    ratio':>{width}}" * len(names))
     for row in rows:
         line = f"{row:<16}"
         for name in names:
@@ -161,7 +161,7 @@ def table(summaries: Sequence[Summary], names: Sequence[str], yardstick: str) ->
 
 def _cell(cell: Summary) -> str:
     ratio = "-" if cell.ratio is None else f"{cell.ratio:.2f}"
-    return f"{cell.wall_us:9.1f}{cell.cpu_us:9.1f}{ratio:>9}"
+    return f"{cell.wall_us:11.1f}{cell.cpu_us:10.1f}{ratio:>9}"
 
 
 def _ratios(

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -68,12 +69,8 @@ class Field:
         try:
             body = row.prepare(path, self.sizes, self.work)
             results.measure(row.name, contestant, body)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, subprocess.CalledProcessError) as error:
             self.failed[key] = f"{type(error).__name__}: {error}"
-        except Exception as error:
-            if type(error).__name__ != "CalledProcessError":
-                raise
-            self.failed[key] = str(error)
 
 
 def targets(results: Rounds) -> dict[str, float | None]:

@@ -68,7 +68,7 @@ def _file(directory: Path) -> bytes:
 
 
 def getattr_sync(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """statx that must ask the server: one GETATTR each."""
+    """A statx that must ask the server: one GETATTR each."""
     statx = ctypes.CDLL(None).statx
     path, buffer = _file(directory), ctypes.create_string_buffer(256)
 
@@ -81,7 +81,7 @@ def getattr_sync(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 
 def stat_cached(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """stat of a file whose attributes the host may know already."""
+    """A stat of a file whose attributes the host may know already."""
     path = _file(directory)
     os.stat(path)
 
@@ -239,13 +239,13 @@ def _fresh(directory: Path, name: str) -> Path:
 
 
 def untar(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """tar x of some 200 files."""
+    """Run tar x of some 200 files."""
     place = _fresh(directory, "untar")
     return partial(_tool, "tar", "xf", sources(work), cwd=place)
 
 
 def rm_rf(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """rm -rf of the same tree."""
+    """Run rm -rf of the same tree."""
     place = _fresh(directory, "rm")
     _tool("tar", "xf", sources(work), cwd=place)
     return partial(_tool, "rm", "-rf", "src", cwd=place)
@@ -272,13 +272,13 @@ def _repository(work: Path) -> Path:
 
 
 def git_clone(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """git clone of the tree from the host."""
+    """Run git clone of the tree from the host."""
     place = _fresh(directory, "clone")
     return partial(_tool, "git", "clone", "-q", "--no-local", _repository(work), "copy", cwd=place)
 
 
 def git_status(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """git status in such a clone."""
+    """Run git status in such a clone."""
     place = directory / "status"
     if not place.exists():
         place.mkdir()
@@ -288,7 +288,7 @@ def git_status(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 
 def ls_l(directory: Path, sizes: Sizes, work: Path) -> Body:
-    """ls -l of a large directory; an operation is one entry."""
+    """Run ls -l of a large directory; an operation is one entry."""
     place = directory / "listed"
     if not place.exists():
         place.mkdir()

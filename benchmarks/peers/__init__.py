@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.metadata
 import os
 import select
 import shutil
@@ -25,7 +26,7 @@ EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 MINIMAL_SERVER = Path(__file__).with_name("minimal.py")
 
 
-class Unavailable(Exception):  # noqa: N818 - an answer, not an error
+class Unavailable(Exception):
     """The peer cannot run here; the text says why."""
 
 
@@ -80,8 +81,6 @@ def passthroughfs() -> Path:
     Raises:
         Unavailable: the source distribution cannot be had.
     """
-    import importlib.metadata
-
     cache = cache_directory()
     version = importlib.metadata.version("pyfuse3")
     example = cache / f"pyfuse3-{version}" / "examples" / "passthroughfs.py"
@@ -109,7 +108,7 @@ def passthroughfs() -> Path:
 
 
 def passthrough_ll() -> Path:
-    """libfuse's C example, compiled from the sources that Debian's libfuse3-dev brings.
+    """The C example of libfuse, compiled from the sources that Debian's libfuse3-dev brings.
 
     Raises:
         Unavailable: the sources or a compiler are missing.

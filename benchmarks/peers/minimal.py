@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import stat
 import sys
-from collections.abc import Sequence
 
 import pyfuse3
 import trio

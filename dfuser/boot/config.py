@@ -1,8 +1,8 @@
 """What kernel to boot: every setting, where it may come from, and which source won.
 
-Sources, strongest first: flags of the command line, environment variables ``DFUSER_*``, a TOML file,
-the defaults here. Each value remembers its origin, so that `Config.explain` can tell a person why it
-is what it is.
+Sources, strongest first: flags of the command line, environment variables ``DFUSER_*``, a TOML
+file, the defaults here. Each value remembers its origin, so that `Config.explain` can tell a person
+why it is what it is.
 
 Counterpart: kenv and loader tunables (sys/kern/kern_environment.c), config/ of the kernel build.
 """
@@ -56,9 +56,12 @@ class MountSpec:
         return {name.strip(): value for name, _, value in pairs}
 
 
+#: Host programs may make symbolic links of 4095 bytes; DragonFly's own limit is 1023.
+HOST_TMPFS: Final = "maxsymlink=4095"
+
 DEFAULT_WORLD: Final = (
-    MountSpec("tmpfs", "/", "tmpfs"),
-    MountSpec("tmpfs", "/tmp", "tmpfs", "mode=1777"),
+    MountSpec("tmpfs", "/", "tmpfs", HOST_TMPFS),
+    MountSpec("tmpfs", "/tmp", "tmpfs", f"mode=1777,{HOST_TMPFS}"),
     MountSpec("devfs", "/dev", "devfs"),
     MountSpec("procfs", "/proc", "procfs"),
     MountSpec("sysctlfs", "/sysctl", "sysctl"),
@@ -129,7 +132,9 @@ class Config:
         return rows
 
     def with_root(self, fstype: str, source: str, options: str = "") -> Config:
-        """The same world on another root."""
+        """The same world on another root; a tmpfs gets the host's limits unless told otherwise."""
+        if fstype == "tmpfs" and "maxsymlink" not in options:
+            options = f"{options},{HOST_TMPFS}" if options else HOST_TMPFS
         rest = tuple(spec for spec in self.world if spec.on != "/")
         return attrs.evolve(self, world=(MountSpec(fstype, "/", source, options), *rest))
 
@@ -160,7 +165,8 @@ def load(
         take(f"file {os.fspath(path)}", _read_toml(path))
     known = {field.name for field in attrs.fields(Config)} - {"origin", "world", "sysctl"}
     environ = environ or {}
-    take("environment", {n: environ[_ENV + n.upper()] for n in known if _ENV + n.upper() in environ})
+    variables = {name: _ENV + name.upper() for name in known}
+    take("environment", {n: environ[v] for n, v in variables.items() if v in environ})
     take("flag", flags or {})
     return Config(**values, origin=origin)
 

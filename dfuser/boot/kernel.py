@@ -1,9 +1,9 @@
 """The Kernel: everything that one booted dfuser is made of.
 
 Nothing in the project lives outside a `Kernel`, so a test process can boot many. Starting goes in
-the order that SYSINIT gives: the objects are made (nothing runs yet), the steps they declare are run
-stage by stage, and then the CPUs are let go. Stopping is the same way back: the world is synced, the
-daemons end, file systems are unmounted last to first, memory is given back.
+the order that SYSINIT gives: the objects are made (nothing runs yet), the steps they declare are
+run stage by stage, and then the CPUs are let go. Stopping is the same way back: the world is
+synced, the daemons end, file systems are unmounted last to first, memory is given back.
 
 Two ways to run one:
 
@@ -32,6 +32,7 @@ from dfuser.dev.devlist import DevList
 from dfuser.hw.clock import Alarm, HostClock
 from dfuser.hw.host import Host
 from dfuser.kern.proc import ProcTable
+from dfuser.kern.procsig import cursig
 from dfuser.libkern.ddbcmd import DdbCommands
 from dfuser.libkern.errno import Panic
 from dfuser.libkern.ktr import Ktr
@@ -39,7 +40,12 @@ from dfuser.libkern.log import LOG_CRIT, LOG_ERR, LOG_WARNING, MsgBuf
 from dfuser.libkern.sysctl import SysctlTree
 from dfuser.libkern.sysinit import Sysinit, shutdown_steps, startup_steps
 from dfuser.lwkt import thread as lwkt_thread
+from dfuser.lwkt.callout import callwheel
 from dfuser.lwkt.machine import Lwkt
+from dfuser.lwkt.msgport import ports_of
+from dfuser.lwkt.sleepq import synch_of
+from dfuser.lwkt.taskqueue import TaskQueues
+from dfuser.vfs.lockf import PosixLocks
 from dfuser.vfs.vfs import Vfs
 from dfuser.vm.page import VmPages
 
@@ -90,9 +96,13 @@ class Kernel:
         self.ktr = Ktr(ncpu, host.clock)
         self.ddb = DdbCommands()
         self.lwkt = Lwkt(ncpu, host.clock, self.ktr, self.msgbuf, on_failure=self._failed)
+        self.synch = synch_of(self.lwkt)
+        self.synch.cursig = cursig
+        self.taskqueues = TaskQueues(self.lwkt)
         self.pages = VmPages(host.physmem)
         self.procs = ProcTable(host.clock)
         self.devices = DevList()
+        self.posixlocks = PosixLocks()
         self.vfs = Vfs(
             lwkt=self.lwkt,
             clock=host.clock,
@@ -102,8 +112,10 @@ class Kernel:
         )
         self.world = World(self)
         self._owners: list[object] = [
-            self.msgbuf, self.lwkt, self.pages, self.procs, self.devices,
-            *self.vfs.sysctl_owners(), self.world, *self.world.owners(),
+            self.msgbuf, *self.lwkt.sysctl_owners(), self.synch, ports_of(self.lwkt),
+            *(callwheel(cpu) for cpu in self.lwkt.cpus), self.taskqueues,
+            self.pages, self.procs, self.devices, self.posixlocks, *self.vfs.sysctl_owners(),
+            self.world, *self.world.owners(),
         ]  # fmt: skip
         self._steps: list[Sysinit] = []
 
@@ -141,8 +153,9 @@ class Kernel:
         for master in self.config.ktr:
             self.ktr.master(master).mask = -1
         self.state = BOOTED
-        self.log(f"{self.version}: {len(self.lwkt.cpus)} CPUs, "
-                 f"{self.config.memory >> 20} MiB, root on {self.vfs.mounts.root.fromname}")
+        cpus, memory = len(self.lwkt.cpus), self.config.memory >> 20
+        root = self.vfs.mounts.rootnch.mount.fromname
+        self.log(f"{self.version}: {cpus} CPUs, {memory} MiB, root on {root}")
 
     def _run_steps(self) -> None:
         for step in self._steps:
@@ -200,7 +213,7 @@ class Kernel:
             self.in_context(self._unmount_all)
             self.in_context(self._run_shutdown)
         self.host.close()
-        current = lwkt_thread.curthread
+        current: lwkt_thread.Thread | None = lwkt_thread.curthread
         if current is not None and current.cpu.lwkt is self.lwkt:
             lwkt_thread.curthread = cast("lwkt_thread.Thread", None)
 

@@ -1,9 +1,9 @@
 """What is left of a kernel that panicked: a dump that a person can read.
 
 The dump names the reason, the thread it happened in, every thread with what it waits for and the
-tokens it holds, the newest trace entries and the end of the kernel log. It is plain text, written to
-the state directory under a name that is never used twice. Writing it must not fail a second time, so
-each section is guarded: one that cannot be worked out says why and the rest goes on.
+tokens it holds, the newest trace entries and the end of the kernel log. It is plain text, written
+to the state directory under a name that is never used twice. Writing it must not fail a second
+time, so each section is guarded: one that cannot be worked out says why and the rest goes on.
 
 Counterpart: panic(9), dumpsys and savecore (sys/kern/kern_shutdown.c).
 Differs from DragonFly: memory is not dumped; the host's core files serve for that.

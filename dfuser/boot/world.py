@@ -1,8 +1,8 @@
 """The default world: devices, file system types, what is mounted at boot, and the daemons.
 
-`World` is the part of boot that knows what a dfuser usually has. It declares its steps with SYSINIT,
-so that the order is seen in one place: drivers, then file system types, then the root and what is
-mounted on it, then the daemons once threads may run.
+`World` is the part of boot that knows what a dfuser usually has. It declares its steps with
+SYSINIT, so that the order is seen in one place: drivers, then file system types, then the root and
+what is mounted on it, then the daemons once threads may run.
 
 Counterpart: vfs_conf.c (vfs_mountroot), kern_memio.c and subr_log.c (attach), the kproc_start
 entries of vfs_sync.c and vfs_lock.c.
@@ -32,6 +32,7 @@ from dfuser.libkern.sysinit import (
     sysuninit,
 )
 from dfuser.libkern.ucred import Ucred
+from dfuser.lwkt.callout import callwheel
 from dfuser.lwkt.synch import tsleep
 from dfuser.lwkt.thread import TDPRI
 from dfuser.vfs.devfs.devfs import DevfsVfsOps
@@ -138,9 +139,7 @@ class World:
         parsed = parse_options(spec.options)
         on = None if spec.on == "/" else self.directory(spec.on)
         source = spec.source or spec.fstype
-        return mounts.mount(
-            spec.fstype, source, on, parsed.options, parsed.flags, self.root_cred
-        )
+        return mounts.mount(spec.fstype, source, on, parsed.options, parsed.flags, self.root_cred)
 
     def directory(self, path: str) -> NcHandle:
         """The handle of an absolute path, whose missing directories are made."""
@@ -168,6 +167,9 @@ class World:
         """Start the kernel's own threads. Needs no event loop: threads run when CPUs do."""
         kernel = self.kernel
         create = partial(kernel.lwkt.create, pri=TDPRI.KERN_DAEMON, cpu=0)
+        for cpu in kernel.lwkt.cpus:
+            callwheel(cpu).start()
+        kernel.taskqueues.start()
         create(kernel.vfs.vnodes.vnlru_daemon, name="vnlru")
         create(self._trim_daemon, name="pagetrim")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
+from .verb import verb
 
-@click.command()
+
+@verb()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
     """Print the completion script of a shell.
 
-    \b
     Examples:
       dfuser completion bash > ~/.local/share/bash-completion/completions/dfuser
       dfuser completion zsh > "${fpath[1]}/_dfuser"

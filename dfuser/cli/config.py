@@ -9,6 +9,7 @@ import click
 from .exits import CliError, ExitCode
 from .output import Column, print_json, print_table
 from .talk import connect, json_option, mount_option
+from .verb import verb
 
 COLUMNS: Final = (
     Column("name", "SETTING"),
@@ -17,7 +18,7 @@ COLUMNS: Final = (
 )
 
 
-@click.command()
+@verb()
 @click.option("--explain", is_flag=True, help="Say where each value comes from.")
 @click.option("-c", "--config", "path", type=click.Path(), help="Take a TOML file into account.")
 @click.option("--running", is_flag=True, help="Show the settings of the running kernel.")
@@ -29,7 +30,6 @@ def command(explain: bool, path: str | None, running: bool, as_json: bool) -> No
     Strongest first: flags of the command line, environment variables DFUSER_NAME, a TOML file, the
     defaults. Nothing is booted.
 
-    \b
     Examples:
       dfuser config --explain
       DFUSER_NCPU=2 dfuser config --explain -c world.toml

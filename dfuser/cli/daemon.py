@@ -14,12 +14,11 @@ from collections.abc import Callable
 from .exits import ExitCode
 
 
-def in_background(serve: Callable[[Callable[[], None]], int], ready: Callable[[], None]) -> int:
+def in_background(serve: Callable[[Callable[[], None]], int]) -> int:
     """Fork; the child runs ``serve(on_ready)`` and exits with what that returns.
 
     Args:
         serve: the server; calls its argument when the mount is ready.
-        ready: called in the child just before the parent is told; may raise OSError.
 
     Returns:
         In the parent: 0 when the mount is ready, else the exit code of the child.
@@ -31,7 +30,7 @@ def in_background(serve: Callable[[Callable[[], None]], int], ready: Callable[[]
         code: int = ExitCode.INTERNAL
         try:
             os.setsid()
-            code = _child(serve, ready, writer)
+            code = _child(serve, writer)
         finally:
             os._exit(code)
     os.close(writer)
@@ -50,13 +49,10 @@ def in_background(serve: Callable[[Callable[[], None]], int], ready: Callable[[]
     return code if code >= 0 else ExitCode.SIGNAL - code
 
 
-def _child(
-    serve: Callable[[Callable[[], None]], int], ready: Callable[[], None], writer: int
-) -> int:
+def _child(serve: Callable[[Callable[[], None]], int], writer: int) -> int:
     from .main import report
 
     def on_ready() -> None:
-        ready()
         os.chdir("/")
         os.write(writer, b"R")
         os.close(writer)

@@ -8,9 +8,10 @@ from dfuser.client import Connection
 
 from .output import clean, print_json
 from .talk import talks
+from .verb import verb
 
 
-@click.command()
+@verb()
 @click.option("-c", "commands", multiple=True, required=True, metavar="COMMAND",
               help="Run a command; may be given several times.")  # fmt: skip
 @talks
@@ -19,7 +20,6 @@ def command(kernel: Connection, commands: tuple[str, ...], as_json: bool) -> Non
 
     Names may be shortened as far as they stay unique. 'help' lists the commands.
 
-    \b
     Examples:
       dfuser ddb -c help
       dfuser ddb -c 'show threads' -c 'show tokens'

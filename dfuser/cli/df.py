@@ -10,6 +10,7 @@ from dfuser.client import Connection
 
 from .output import Column, print_json, print_table, size
 from .talk import talks
+from .verb import verb
 
 
 def figures(row: dict[str, Any]) -> dict[str, Any]:
@@ -45,13 +46,12 @@ INODES: Final = (
 )
 
 
-@click.command()
+@verb()
 @click.option("-i", "inodes", is_flag=True, help="Show inodes as well.")
 @talks
 def command(kernel: Connection, inodes: bool, as_json: bool) -> None:
     """Show how full the file systems inside are.
 
-    \b
     Examples:
       dfuser df
       dfuser df -i --json

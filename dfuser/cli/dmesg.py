@@ -11,6 +11,7 @@ from dfuser.client import Connection
 
 from .output import clean, print_json, warn
 from .talk import talks
+from .verb import verb
 
 _LEVEL: Final = re.compile(r"<\d+>")
 
@@ -20,7 +21,7 @@ def show(line: str) -> None:
     print(clean(_LEVEL.sub("", line, count=1)) if line.startswith("<") else clean(line), flush=True)
 
 
-@click.command()
+@verb()
 @click.option("-w", "--follow", is_flag=True, help="Go on showing what comes, until Ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(0, 10_000), default=1000, show_default=True,
               help="Begin so many lines before the end.")  # fmt: skip
@@ -28,7 +29,6 @@ def show(line: str) -> None:
 def command(kernel: Connection, follow: bool, lines: int, as_json: bool) -> None:
     """Show the kernel log.
 
-    \b
     Examples:
       dfuser dmesg
       dfuser dmesg -w -n 0

@@ -10,6 +10,7 @@ from dfuser.client import Connection
 
 from .output import Column, clean, print_json, print_table, warn
 from .talk import talks
+from .verb import verb
 
 MASTERS: Final = (
     Column("name", "MASTER"),
@@ -41,7 +42,7 @@ def show(entry: dict[str, Any]) -> None:
     )
 
 
-@click.command()
+@verb()
 @click.option("-e", "--enable", multiple=True, metavar="MASTER", help="Switch a master on.")
 @click.option("-d", "--disable", multiple=True, metavar="MASTER", help="Switch a master off.")
 @click.option("-f", "--follow", is_flag=True, help="Show entries as they come, until Ctrl-C.")
@@ -56,7 +57,6 @@ def command(
 
     Without options the masters are listed. Entries show number, microseconds, CPU, point and text.
 
-    \b
     Examples:
       dfuser ktr                       the masters
       dfuser ktr -e tokens -e tsleep   switch two on

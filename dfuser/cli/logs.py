@@ -1,9 +1,9 @@
 """Where a server's messages go.
 
-Everything that runs a kernel writes to stderr: the kernel log, one line a message, and what the host
-side has to say. On a terminal lines are short; under systemd they carry their level as ``<n>``; else
-they have time and level. A daemon's stderr becomes its log file once the mount is ready, and is
-opened again on SIGHUP, so that the file may be rotated.
+Everything that runs a kernel writes to stderr: the kernel log, one line a message, and what the
+host side has to say. On a terminal lines are short; under systemd they carry their level as
+``<n>``; else they have time and level. A daemon's stderr becomes its log file once the mount is
+ready, and is opened again on SIGHUP, so that the file may be rotated.
 
 Counterpart: syslogd(8) for the kernel's messages.
 """
@@ -74,7 +74,9 @@ class ServerLog:
     def __init__(self, level: int = logging.INFO, path: Path | None = None) -> None:
         self.path = path
         self._logger = logging.getLogger("dfuser")
-        self._handler = _Handler(level)
+        self._level = level
+        self._filed = False
+        self._handler = _Handler(level if path is None else logging.WARNING)
         self._logger.addHandler(self._handler)
         self._before = self._logger.level
         self._logger.setLevel(level)
@@ -84,7 +86,10 @@ class ServerLog:
 
     def say(self, text: str) -> None:
         """A line for whoever runs this server."""
-        self._logger.warning("%s", text) if self.path else print(f"dfuser: {text}", file=sys.stderr)
+        if self._filed:
+            self._logger.info("%s", text)
+        else:
+            print(f"dfuser: {text}", file=sys.stderr)
 
     def follow(self, msgbuf: MsgBuf) -> None:
         """Write the kernel log, what is in it and what comes."""
@@ -117,6 +122,16 @@ class ServerLog:
             os.dup2(source, target)
         os.close(log)
         os.close(null)
+        self._in_file()
+
+    def _in_file(self) -> None:
+        """From the first time on the file gets everything, from the beginning of the kernel log."""
+        if not self._filed:
+            self._filed = True
+            self._handler.setLevel(self._level)
+            self._seq = 0
+            if self._msgbuf is not None:
+                self._arrived()
 
     def reopen(self) -> None:
         """Open the log file again after a rotation."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import click
-
 from dfuser.client import Connection
 
 from .output import Column, dash, print_json, print_table
 from .talk import talks
+from .verb import verb
 
 COLUMNS: Final = (
-    Column("index", "ID", True),
+    Column("number", "ID", True),
     Column("source", "SOURCE"),
     Column("on", "ON"),
     Column("type", "TYPE"),
@@ -22,7 +21,7 @@ COLUMNS: Final = (
 )
 
 
-@click.command()
+@verb()
 @talks
 def command(kernel: Connection, as_json: bool) -> None:
     """List what is mounted inside.
@@ -30,7 +29,6 @@ def command(kernel: Connection, as_json: bool) -> None:
     CACHING says how far the host may remember what it was told: exclusive (only the host changes
     it), shared (changes from inside are announced), volatile (nothing is remembered).
 
-    \b
     Examples:
       dfuser mounts
       dfuser mounts --json

@@ -11,6 +11,7 @@ from dfuser.client import Connection
 from .exits import CliError, ExitCode
 from .output import Column, clean, dash, print_json, print_table
 from .talk import talks
+from .verb import verb
 
 COLUMNS: Final = (
     Column("name", "NAME"),
@@ -32,7 +33,7 @@ def describe(step: dict[str, Any]) -> dict[str, Any]:
     return {**step, "where": str(step["mount"]), "note": note}
 
 
-@click.command()
+@verb()
 @click.option("-u", "--uid", type=click.IntRange(0), help="Walk as this user.")
 @click.option("-g", "--gid", type=click.IntRange(0), help="Walk as this group.")
 @click.argument("path")
@@ -46,7 +47,6 @@ def command(
     unresolved, positive, negative), what it knows afterwards, and where the walk stands. Symbolic
     links are followed. A path that does not exist exits with 16; the steps are shown all the same.
 
-    \b
     Examples:
       dfuser nlookup /tmp/new/file
       dfuser nlookup --uid 1000 /kern/ctl

@@ -1,7 +1,7 @@
 """Telling a service manager how we are: the datagrams of sd_notify(3).
 
-Nothing happens without ``NOTIFY_SOCKET``. Failures are ignored: a manager that does not listen is no
-reason to stop.
+Nothing happens without ``NOTIFY_SOCKET``. Failures are ignored: a manager that does not listen is
+no reason to stop.
 """
 
 from __future__ import annotations

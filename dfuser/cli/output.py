@@ -34,7 +34,7 @@ class Column(NamedTuple):
 
 
 def clean(text: object) -> str:
-    """A text that is safe on one line of a terminal: control characters and lone surrogates escaped."""
+    """A text made safe for one line of a terminal: control characters are escaped."""
     shown = str(text)
     if shown.isprintable():
         return shown

@@ -28,6 +28,7 @@ _DROPPED: Final = frozenset(
     }
 )  # fmt: skip
 _KERNEL: Final = frozenset({"ncpu", "memory", "hostname", "seed", "maxvnodes", "state_dir"})
+_NUMBERS: Final = frozenset({"ncpu", "seed", "maxvnodes"})
 _SWITCHES: Final = frozenset({"allow_other", "nonempty", "writeback", "ro"})
 
 
@@ -67,6 +68,8 @@ def parse_words(options: Iterable[str]) -> MountWords:
         elif name in _KERNEL:
             if not equals or not value:
                 raise CliError(ExitCode.USAGE, f"-o {name} needs a value: '-o {name}=...'")
+            if name in _NUMBERS and not value.isdecimal():
+                raise CliError(ExitCode.USAGE, f"-o {word}: {value!r} is not a number")
             kernel[name] = value
         elif name in _SWITCHES:
             raise CliError(ExitCode.USAGE, f"-o {name} takes no value: write '-o {name}'")

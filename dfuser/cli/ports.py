@@ -10,6 +10,7 @@ from dfuser.client import Connection
 
 from .output import Column, dash, print_json, print_table
 from .talk import talks
+from .verb import verb
 
 COLUMNS: Final = (
     Column("name", "PORT"),
@@ -25,7 +26,7 @@ COLUMNS: Final = (
 )
 
 
-@click.command()
+@verb()
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=1000, show_default=True,
               help="Show at most so many.")  # fmt: skip
 @click.option("--commands", is_flag=True,
@@ -36,7 +37,6 @@ def command(kernel: Connection, limit: int, commands: bool, as_json: bool) -> No
 
     SYNC counts the messages that were served in their sender, without a queue or a switch.
 
-    \b
     Examples:
       dfuser ports
       dfuser ports --commands

@@ -12,6 +12,7 @@ from dfuser.client import Connection
 
 from .output import Column, dash, print_json, print_table
 from .talk import talks
+from .verb import verb
 
 SHORT: Final = (
     Column("pid", "PID", True),
@@ -44,7 +45,7 @@ def one_a_process(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(chosen.values())
 
 
-@click.command()
+@verb()
 @click.option("-H", "every_thread", is_flag=True, help="Show every thread of a process.")
 @click.option("-l", "long", is_flag=True, help="Long: user, switches, host process, start.")
 @talks
@@ -55,7 +56,6 @@ def command(kernel: Connection, every_thread: bool, long: bool, as_json: bool) -
     own, called as its operation; -l shows the host process behind it. STAT is R for runnable, S
     for asleep, I for asleep until a signal, T for stopped, Z for exited; WMESG says what for.
 
-    \b
     Examples:
       dfuser ps
       dfuser ps -l -m /mnt

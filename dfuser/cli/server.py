@@ -1,8 +1,8 @@
 """The process that runs a mounted kernel; shared by demo, mount and run.
 
-Life of a server: the mount point is checked, the kernel boots, its CPUs run, the host mounts it, the
-control socket and the instance file appear, and then everybody is told that it is ready. It ends
-when the host has unmounted, whoever asked for that: ``dfuser umount``, ``fusermount3 -u``, a signal.
+Life of a server: the mount point is checked, the kernel boots, its CPUs run, the host mounts it,
+the control socket and the instance file appear, and then everybody is told that it is ready. It
+ends when the host has unmounted, whoever asked: ``dfuser umount``, ``fusermount3 -u``, a signal.
 
 * SIGINT: sync and unmount; if somebody holds the mount say who, and stay. A second one unmounts all
   the same, and whoever is inside gets errors.
@@ -29,14 +29,14 @@ import trio
 
 from dfuser.boot.config import ConfigError
 from dfuser.boot.kernel import Kernel
-from dfuser.client import instances
+from dfuser.client.instances import register, sweep, unregister
 from dfuser.ctl.hostjob import HostJobs
 from dfuser.ctl.server import ControlSocket
 from dfuser.ctl.services import make_services
 from dfuser.fuse import mountpoint as host
 from dfuser.fuse.mountpoint import MountError
 from dfuser.fuse.session import FuseSession, SessionOptions
-from dfuser.libkern.errno import EBUSY, EPERM, KError, Panic
+from dfuser.libkern.errno import EBUSY, EINVAL, EPERM, KError, Panic
 from dfuser.lwkt.block import run_blocking
 from dfuser.lwkt.synch import tsleep
 
@@ -44,12 +44,15 @@ from .collector import no_full_collections
 from .exits import CliError, ExitCode
 from .logs import ServerLog
 from .notify import notify, watchdog_seconds
+from .stale import clear_stale
 
 if TYPE_CHECKING:
     from .plan import Plan
 
 #: Seconds the host gets to answer the first look at a new mount.
 READY_TIME: Final = 30.0
+#: Seconds a sync may take before an unmount goes on without it.
+SYNC_TIME: Final = 60.0
 #: Seconds a lazily unmounted session gets to end by itself.
 LAZY_TIME: Final = 0.5
 #: Ticks a second, for the watchdog's thread.
@@ -92,7 +95,6 @@ class Server:
         self.log = log
         self.code: int = ExitCode.OK
         self.session: FuseSession
-        self.kernel: Kernel
         self.requests: dict[str, int] = {}
         self._on_ready = on_ready
         self._body = body
@@ -100,7 +102,14 @@ class Server:
         self._everything = trio.CancelScope()
         self._panic = trio.Event()
         self._interrupts = 0
+        self._booted: Kernel | None = None
         self._failure: CliError | None = None
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel, once it has booted."""
+        assert self._booted is not None
+        return self._booted
 
     # --- from beginning to end -------------------------------------------------------------
 
@@ -109,10 +118,8 @@ class Server:
 
         Raises `CliError`: it could not be mounted, or it panicked.
         """
-        self._check()
-        self.kernel = self._boot()
-        self.log.follow(self.kernel.msgbuf)
         try:
+            self._check()
             trio.run(self._run, restrict_keyboard_interrupt_to_checkpoints=True)
         except BaseExceptionGroup as group:
             panics, rest = group.split(Panic)
@@ -121,7 +128,8 @@ class Server:
             assert panics is not None
             self._failure = self._panic_error(str(_first(panics)))
         finally:
-            self.kernel.stop()
+            if self._booted is not None:
+                self._booted.stop()
             self.log.close()
         if self._panic.is_set():
             self._failure = self._panic_error(self.kernel.panic_reason)
@@ -134,13 +142,13 @@ class Server:
         where = self.plan.mountpoint
         try:
             host.check_fuse()
-            if host.clear_stale(where):
+            if clear_stale(where):
                 self.log.say(f"cleared the mount of a killed dfuser on {where}")
             host.check(where, nonempty="nonempty" in self.plan.switches)
             self._options().fuse_options()
         except MountError as error:
             raise mount_failed(error) from None
-        instances.sweep()
+        sweep()
 
     def _options(self) -> SessionOptions:
         switches = self.plan.switches
@@ -165,7 +173,8 @@ class Server:
             raise CliError(ExitCode.USAGE, str(error)) from None
         except KError as error:
             kernel.stop()
-            raise CliError(ExitCode.SOURCE, f"{error.strerror}") from None
+            code = ExitCode.USAGE if error.errno == EINVAL else ExitCode.SOURCE
+            raise CliError(code, str(error.strerror)) from None
         except Panic as error:
             kernel.panic("boot", error)
             kernel.stop()
@@ -173,25 +182,26 @@ class Server:
         return kernel
 
     async def _run(self) -> None:
+        try:
+            self._booted = self._boot()
+        except CliError as error:
+            self._failure = error
+            return
+        self.log.follow(self.kernel.msgbuf)
         with self._everything:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._signals, nursery)
-                await nursery.start(self.kernel.run)
-                try:
-                    await self._mounted()
-                except MountError as error:
-                    self._failure = mount_failed(error)
-                except CliError as error:
-                    self._failure = error
-                finally:
-                    self.kernel.request_stop()
-                    nursery.start_soon(self._end_with_kernel, nursery)
-
-    async def _end_with_kernel(self, nursery: trio.Nursery) -> None:
-        """Once the kernel's task is the only one left beside us and the signals: end."""
-        while self.kernel.state not in ("stopped", "new"):
-            await trio.sleep(0.01)
-        nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as outer:
+                await outer.start(self._signals, outer)
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self.kernel.run)
+                    try:
+                        await self._mounted()
+                    except MountError as error:
+                        self._failure = mount_failed(error)
+                    except CliError as error:
+                        self._failure = error
+                    finally:
+                        self.kernel.request_stop()
+                outer.cancel_scope.cancel()
 
     async def _mounted(self) -> None:
         """Mount, serve, and take everything down again."""
@@ -237,7 +247,7 @@ class Server:
     def _instance(self) -> Iterator[ControlSocket]:
         """The instance file and the control socket, not yet listening."""
         try:
-            instance = instances.register(self.plan.mountpoint, time.time())
+            instance = register(self.plan.mountpoint, time.time())
         except OSError as error:
             code = ExitCode.PERMISSION if isinstance(error, PermissionError) else ExitCode.INTERNAL
             text = f"cannot make the control socket {error.filename}: {error.strerror}"
@@ -252,7 +262,7 @@ class Server:
             with self._declared(control):
                 yield control
         finally:
-            instances.unregister(instance)
+            unregister(instance)
 
     async def _ready(self, nursery: trio.Nursery) -> None:
         """See that the mount answers, and tell everybody."""
@@ -300,13 +310,16 @@ class Server:
             await self._drop()
 
     async def _sync(self) -> None:
-        with contextlib.suppress(KError):
+        with contextlib.suppress(KError), trio.move_on_after(SYNC_TIME):
             await self.kernel.lwkt.adopt(run_blocking, self.kernel.vfs.sync_all, name="sync")
 
     async def _leave(self, *, insist: bool, code: int = ExitCode.OK) -> bool:
         """Sync and unmount; with ``insist`` although somebody is inside. False: still mounted."""
         notify("STOPPING=1", "STATUS=unmounting")
         await self._sync()
+        if host.mounted_at(self.plan.mountpoint) is None:
+            await self._drop()
+            return True
         try:
             await self.session.unmount()
         except MountError as error:

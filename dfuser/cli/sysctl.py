@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -10,7 +10,11 @@ from dfuser.client import Connection, KernelError
 
 from .exits import CliError, ExitCode
 from .output import clean, print_json
-from .talk import explain, talks
+from .talk import talks
+from .verb import verb
+
+#: DragonFly's ENOENT and ENOTDIR.
+_UNKNOWN: Final = (2, 20)
 
 
 def show(row: dict[str, Any], names_only: bool, values_only: bool, describe: bool) -> None:
@@ -41,7 +45,7 @@ def look(kernel: Connection, name: str) -> list[dict[str, Any]]:
     return found
 
 
-@click.command()
+@verb()
 @click.option("-a", "everything", is_flag=True, help="Show all variables.")
 @click.option("-n", "values_only", is_flag=True, help="Show values without names.")
 @click.option("-N", "names_only", is_flag=True, help="Show names without values.")
@@ -58,7 +62,6 @@ def command(
     A NAME that stands for a group shows all variables below it. NAME=VALUE changes a variable and
     shows the old and the new value. The same variables are files under /sysctl of the mount.
 
-    \b
     Examples:
       dfuser sysctl kern.ostype
       dfuser sysctl -d vfs.cache
@@ -68,7 +71,7 @@ def command(
     if not names and not everything:
         raise click.UsageError("name a variable, or use -a for all of them")
     rows: list[dict[str, Any]] = []
-    failed: list[Exception] = []
+    failed: list[KernelError] = []
     for word in names or ("",):
         try:
             if "=" in word:
@@ -85,4 +88,7 @@ def command(
     if as_json:
         print_json("variables", rows)
     if failed:
-        raise explain(failed[0]) or CliError(ExitCode.KERNEL, str(failed[0]))
+        first = failed[0]
+        if first.errno in _UNKNOWN:
+            raise CliError(ExitCode.USAGE, f"{first.strerror}: 'dfuser sysctl -aN' lists the names")
+        raise first

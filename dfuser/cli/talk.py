@@ -39,7 +39,7 @@ def explain(error: BaseException) -> CliError | None:
     if isinstance(error, ConnectionRefusedError):
         return CliError(
             ExitCode.NOT_RUNNING,
-            "the control socket has no server: the dfuser was killed; 'dfuser umount DIR' clears up",
+            "the control socket has no server: dfuser was killed; 'dfuser umount DIR' clears up",
         )
     if isinstance(error, PermissionError):
         name = f" ({error.filename})" if error.filename else ""
@@ -48,7 +48,7 @@ def explain(error: BaseException) -> CliError | None:
 
 
 def connect(mountpoint: str | None = None) -> Connection:
-    """A connection to the kernel on ``mountpoint``, else on the group's ``-m``, else the only one."""
+    """A connection to the kernel on ``mountpoint``, else that of ``-m``, else the only one."""
     if mountpoint is None:
         ctx = click.get_current_context(silent=True)
         mountpoint = ctx.find_root().obj if ctx is not None else None

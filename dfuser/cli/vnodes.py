@@ -10,6 +10,7 @@ from dfuser.client import Connection
 
 from .output import Column, dash, print_json, print_table, warn
 from .talk import talks
+from .verb import verb
 
 COLUMNS: Final = (
     Column("mount", "MOUNT", True),
@@ -25,7 +26,7 @@ COLUMNS: Final = (
 )
 
 
-@click.command()
+@verb()
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True,
               help="Show at most so many.")  # fmt: skip
 @click.option("--on", "mount", type=click.IntRange(1), help="Only those of the mount with this ID.")
@@ -35,7 +36,6 @@ def command(kernel: Connection, limit: int, mount: int | None, as_json: bool) ->
 
     'dfuser mounts' shows the IDs of mounts; 'dfuser sysctl kern.maxvnodes' is the limit.
 
-    \b
     Examples:
       dfuser vnodes -n 20
       dfuser vnodes --on 1 --json

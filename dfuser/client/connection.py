@@ -10,8 +10,8 @@ A message is sent to a named port of the kernel and is replied to exactly once, 
 whenever the kernel is done. Replies may come in any order. `abortmsg` asks for an early reply
 (error 85, ECANCELED); it may lose the race, and then the ordinary reply comes.
 
-A connection belongs to one thread at a time. Errors of the kernel are `KernelError`, whose ``errno``
-is DragonFly's number.
+A connection belongs to one thread at a time. Errors of the kernel are `KernelError`, whose
+``errno`` is DragonFly's number.
 
 Counterpart: lwkt_sendmsg, lwkt_domsg, lwkt_waitmsg, lwkt_waitport, lwkt_abortmsg
 (sys/kern/lwkt_msgport.c), and the user-land messaging that DragonFly's founding paper announces.
@@ -186,7 +186,9 @@ class Connection:
             raise ConnectionLost(f"the kernel gave up on this connection: {text or frame.error}")
 
 
-def connect(mountpoint: str | None = None, *, path: str | None = None, name: str = "") -> Connection:
+def connect(
+    mountpoint: str | None = None, *, path: str | None = None, name: str = ""
+) -> Connection:
     """Connect to the kernel mounted on ``mountpoint``, to the only one, or to a socket ``path``.
 
     Raises:

@@ -1,7 +1,7 @@
 """Which dfusers run on this host, and where their control sockets are.
 
-A running instance keeps a small JSON file beside its socket: process id and start time, mount point,
-socket path. The directory is ``/run/dfuser`` for root and ``$XDG_RUNTIME_DIR/dfuser`` (or
+A running instance keeps a small JSON file beside its socket: process id and start time, mount
+point, socket path. The directory is ``/run/dfuser`` for root and ``$XDG_RUNTIME_DIR/dfuser`` (or
 ``/tmp/dfuser-UID``) for others; ``DFUSER_RUN_DIR`` overrides it. A process id alone is no proof,
 because numbers are used again, so the start time that the host keeps is compared too. Files of a
 process that is gone are ignored and removed by whoever meets them.
@@ -47,7 +47,7 @@ def run_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/dfuser")
     base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "dfuser" if base else Path(f"/tmp/dfuser-{os.geteuid()}")  # noqa: S108
+    return Path(base) / "dfuser" if base else Path(f"/tmp/dfuser-{os.geteuid()}")
 
 
 def birth(pid: int) -> int | None:
@@ -127,9 +127,7 @@ def choose(mountpoint: str | None = None) -> Instance:
 
 def _holding(running: list[Instance], path: str) -> Instance | None:
     """The instance whose mount point is the longest beginning of ``path``."""
-    fits = [
-        item for item in running if path == item.mountpoint or path.startswith(item.mountpoint + "/")
-    ]
+    fits = [item for item in running if (path + "/").startswith(item.mountpoint + "/")]
     return max(fits, key=lambda item: len(item.mountpoint), default=None)
 
 

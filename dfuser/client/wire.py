@@ -11,14 +11,14 @@ A frame is a 20 byte header and a JSON payload in UTF-8::
     12      4     error: DragonFly's errno in a reply, 0 otherwise (signed)
     16      4     length of the payload in bytes
 
-All integers are little endian; flags are reserved and ignored. A connection begins with HELLO in both
-directions. Bytes that are no frame end the connection, because nobody can say where the next frame
-begins: the server first sends a REPLY for message 0 with error 43 (EPROTONOSUPPORT: a version that is
-not spoken) or 89 (EBADMSG: anything else) and a text.
+All integers are little endian; flags are reserved and ignored. A connection begins with HELLO in
+both directions. Bytes that are no frame end the connection, because nobody can say where the next
+frame begins: the server first sends a REPLY for message 0 with error 43 (EPROTONOSUPPORT: a version
+that is not spoken) or 89 (EBADMSG: anything else) and a text.
 
 The same codec serves both ends.
-Invariants: however a stream is cut into pieces, the same frames come out; every whole frame before a
-corrupt one is delivered.
+Invariants: however a stream is cut into pieces, the same frames come out; every whole frame before
+a corrupt one is delivered.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Frame(NamedTuple):
     payload: Any
 
     def encode(self) -> bytes:
-        """The bytes on the socket. Raises TypeError or ValueError for a payload JSON cannot carry."""
+        """The bytes on the socket. Raises TypeError or ValueError for what JSON cannot carry."""
         body = b"" if self.payload is None else json.dumps(self.payload).encode()
         return HEADER.pack(MAGIC, VERSION, self.op, 0, self.msgid, self.error, len(body)) + body
 
@@ -96,8 +96,8 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take ``data`` in and give the frames it completes.
 
-        Raises `WireError` after the last whole frame before the corruption. The frames must be taken
-        to the end before the next `feed`.
+        Raises `WireError` after the last whole frame before the corruption. The frames must be
+        taken to the end before the next `feed`.
         """
         self._buffer += data
         while (end := self._measure()) and len(self._buffer) >= end:

@@ -1,8 +1,8 @@
 """Work of the host that a command waits for: unmounting, for one.
 
 A command is kernel code and waits through LWKT; running ``fusermount3`` waits through the host's
-event loop. A host job joins the two: it runs as a task of the host, and its end is an interrupt that
-wakes the commands which wait for it.
+event loop. A host job joins the two: it runs as a task of the host, and its end is an interrupt
+that wakes the commands which wait for it.
 
 Counterpart: none; a device whose interrupt tells the end of a request.
 Differs from DragonFly: an addition.

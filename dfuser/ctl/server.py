@@ -76,7 +76,7 @@ class _Peer:
         self.greeted = False
         self.closing = False
         self.open: dict[int, CtlMsg] = {}
-        self.port = initport_replyonly(self._reply, "ctl:peer", lwkt)
+        self.port: Port | None = initport_replyonly(self._reply, "ctl:?", lwkt)
         #: Ends both tasks of the connection at once.
         self.scope = trio.CancelScope()
         self._outgoing: deque[bytes] = deque()
@@ -233,6 +233,7 @@ class ControlSocket:
         finally:
             self._peers.discard(peer)
             self._in_context(self._abort_all, peer)
+            peer.port = None  # port and peer hold each other
             peer.sock.close()
 
     async def _writer(self, peer: _Peer) -> None:
@@ -276,6 +277,8 @@ class ControlSocket:
             peer.greeted = True
             payload = frame.payload if isinstance(frame.payload, dict) else {}
             peer.client = str(payload.get("client", "?"))[:64]
+            if peer.port is not None:
+                peer.port.name = f"ctl:{peer.client}"
             ports = {name: service.commands() for name, service in self.services.items()}
             peer.put(Frame(Op.REPLY, frame.msgid, 0, {**self.about, "ports": ports}))
             return True
@@ -299,6 +302,7 @@ class ControlSocket:
             peer.put(Frame(Op.REPLY, frame.msgid, error, {"error": text}))
             return
         payload = frame.payload
+        assert peer.port is not None
         msg = CtlMsg(
             peer.port, frame.msgid, payload["cmd"], payload.get("args") or {}, peer.cred
         )

@@ -231,7 +231,9 @@ class DdbService(Service):
     @command
     def run(self, cred: Ucred, line: str) -> list[str]:
         """Run one command line; gives the lines it prints."""
-        return self.ddb.run(need_str("line", line))
+        if need_str("line", line).split() in (["help"], ["?"]):
+            return [f"{entry.name:<24} {entry.help}" for entry in self.ddb.entries()]
+        return self.ddb.run(line)
 
 
 def make_services(

@@ -1,7 +1,7 @@
 """The service about files: mounts, names, vnodes.
 
-`nlookup` walks a path one component at a time with the kernel's own `lookup1` and says for each what
-the namecache knew before and knows now, so that one can watch it work.
+`nlookup` walks a path one component at a time with the kernel's own `lookup1` and says for each
+what the namecache knew before and knows now, so that one can watch it work.
 
 Counterpart: mount(8), umount(8), df(1); ``show ncp`` has no counterpart in DragonFly.
 Token/lock order: takes none.

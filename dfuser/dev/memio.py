@@ -22,7 +22,7 @@ Invariants: one read allocates at most `MAXREAD` bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from dfuser.libkern.errno import ENODEV, ENOSPC, EPERM, KError
 from dfuser.libkern.sysctl import LONG, RD, Sysctl
@@ -59,10 +59,19 @@ class EntropySource(Protocol):
         """Exactly ``n`` random bytes."""
 
 
+class MemStatistics(NamedTuple):
+    """What the devices without hardware did since boot."""
+
+    reads: int
+    writes: int
+    random_bytes: int
+    refused: int
+
+
 class MemOps(DevOps):
     """The driver of the five. Counterpart: mem_ops (kern/kern_memio.c)."""
 
-    __slots__ = ("entropy", "random_bytes", "zeroes")
+    __slots__ = ("entropy", "random_bytes", "reads", "refused", "writes", "zeroes")
 
     sysctl_random_bytes = Sysctl(
         "kern.random_bytes",
@@ -77,6 +86,9 @@ class MemOps(DevOps):
         self.entropy = entropy
         self.zeroes = bytes(64 * 1024)
         self.random_bytes = 0
+        self.reads = 0
+        self.writes = 0
+        self.refused = 0
 
     def attach(self, devices: DevList) -> None:
         """Make the five devices."""
@@ -91,6 +103,7 @@ class MemOps(DevOps):
         """End of file, zeroes or random bytes, by the minor number."""
         minor = dev.uminor
         size = min(size, MAXREAD)
+        self.reads += 1
         if minor == MINOR_NULL:
             return b""
         if minor in (MINOR_ZERO, MINOR_FULL):
@@ -104,9 +117,15 @@ class MemOps(DevOps):
         """Take everything, or refuse everything."""
         minor = dev.uminor
         if minor in (MINOR_NULL, MINOR_ZERO):
+            self.writes += 1
             return len(data)
+        self.refused += 1
         if minor == MINOR_FULL:
             raise KError(ENOSPC)
         if minor in (MINOR_RANDOM, MINOR_URANDOM):
             raise KError(EPERM)
         raise KError(ENODEV)
+
+    def statistics(self) -> MemStatistics:
+        """Counters since boot."""
+        return MemStatistics(self.reads, self.writes, self.random_bytes, self.refused)

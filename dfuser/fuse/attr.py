@@ -11,6 +11,7 @@ own device instead of asking us. Their true type and number are in the extended 
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,6 @@ import pyfuse3
 
 from dfuser.libkern.stat import VType, vttoif
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
-
 
 if TYPE_CHECKING:
     from dfuser.vfs.mount import Mount
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Seconds the host may keep names and attributes of mounts that tell it about every change.
 LONG_TIMEOUT: Final = 86400.0
+#: One part in this many of the records is dropped at a time.
+EVICT_PART: Final = 8
 #: Coherence class whose files the host must ask about each time.
 VOLATILE: Final = "volatile"
 
@@ -61,11 +63,17 @@ class AttrCache:
             vp.attr_cache = entry
             order = self._order
             order[vp] = None
-            while len(order) > self.limit:
-                oldest = next(iter(order))
-                del order[oldest]
-                oldest.attr_cache = None
+            if len(order) > self.limit:
+                self._evict()
         return entry
+
+    def _evict(self) -> None:
+        """Drop the oldest records, a batch at a time: finding the first of a dict is not free."""
+        order = self._order
+        surplus = len(order) - self.limit + self.limit // EVICT_PART
+        for vp in list(itertools.islice(order, surplus)):
+            del order[vp]
+            vp.attr_cache = None
 
     def drop(self, vp: Vnode) -> None:
         """Forget the record of a vnode that is being reclaimed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -142,22 +143,62 @@ def may_allow_other() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def set_max_background(path: str, count: int) -> bool:
-    """Let ``count`` background requests of the connection of ``path`` wait at a time.
+def fuse_descriptors() -> set[int]:
+    """This process's descriptors of the FUSE device."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                found.add(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def is_disconnected(descriptor: int) -> bool:
+    """Whether the host has broken the connection of a FUSE descriptor (unmounted, aborted)."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def connection_of(path: str) -> str:
+    """The number of the FUSE connection mounted on ``path``; empty when there is none."""
+    info = mounted_at(path)
+    return info.device.partition(":")[2] if info is not None else ""
+
+
+def abort(connection: str) -> bool:
+    """Break a connection: whoever waits for an answer gets ECONNABORTED. Needs no server."""
+    try:
+        (_CONNECTIONS / connection / "abort").write_text("1")
+    except OSError:
+        return False
+    return bool(connection)
+
+
+def detach_quietly(path: str, connection: str) -> None:
+    """Take the mount of ``connection`` off ``path`` if it is still there, whatever that takes."""
+    if connection and connection_of(path) == connection:
+        try:
+            detach(path, lazy=True)
+        except MountError:
+            return
+
+
+def set_max_background(connection: str, count: int) -> bool:
+    """Let ``count`` background requests of a connection wait at a time.
 
     Linux stops sending once its limit (12) of read-ahead and asynchronous requests wait; a few
     blocked readers would then wedge the mount. Needs the fusectl file system and ownership.
     """
-    info = mounted_at(path)
-    if info is None:
-        return False
-    directory = _CONNECTIONS / info.device.partition(":")[2]
+    directory = _CONNECTIONS / connection
     try:
         (directory / "max_background").write_text(str(count))
         (directory / "congestion_threshold").write_text(str(count * 3 // 4))
     except OSError:
         return False
-    return True
+    return bool(connection)
 
 
 def holders(path: str) -> list[tuple[int, str]]:

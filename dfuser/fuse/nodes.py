@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dfuser.libkern.errno import EOVERFLOW, ESTALE, KError
+from dfuser.libkern.errno import ENOENT, EOVERFLOW, ESTALE, KError
 from dfuser.libkern.sysctl import Sysctl
 
 if TYPE_CHECKING:
@@ -158,31 +158,46 @@ class NodeTable:
     def vnode(self, nodeid: int) -> tuple[Node, Vnode]:
         """Node and live vnode of ``nodeid``; fetches the vnode again if it was reclaimed.
 
-        Raises ESTALE for a number the host should not hold, or whose file is gone.
+        Raises ESTALE for a number the host should not hold, or whose file or mount is gone.
         """
         node = self.by_id.get(nodeid)
         if node is None:
-            node = self._reopen(nodeid)
+            raise KError(ESTALE)
         vp = node.vp
         if vp is None:
-            vp = node.mount.ops.vfs_vget(node.mount, node.ino)
+            vp = self._vget(node.mount, node.ino)
             self.revived += 1
             self.bind(node, vp)
             vp.rele()
         return node, vp
 
-    def _reopen(self, nodeid: int) -> Node:
-        """A number the host had forgotten and got back from a file handle (open_by_handle_at)."""
+    def reopen(self, nodeid: int) -> tuple[Mount, Vnode]:
+        """Mount and vnode of a number the host may have forgotten; the vnode is borrowed.
+
+        For file handles that a program kept (open_by_handle_at): makes no node.
+        Raises ESTALE as `vnode` does.
+        """
+        if nodeid in self.by_id:
+            node, vp = self.vnode(nodeid)
+            return node.mount, vp
         mount = self._mount_by_index((nodeid >> INO_BITS) + 1)
         ino = nodeid & (INO_LIMIT - 1)
         if mount is None or nodeid > _TABLE_BASE or not ino:
             raise KError(ESTALE)
-        vp = mount.ops.vfs_vget(mount, ino)
-        node = self.by_id[nodeid] = Node(nodeid, mount, ino)
-        self.created += 1
-        self.bind(node, vp)
+        vp = self._vget(mount, ino)
         vp.rele()
-        return node
+        return mount, vp
+
+    def _vget(self, mount: Mount, ino: int) -> Vnode:
+        """The vnode of an inode, referenced; ESTALE when it or its mount is gone."""
+        if self._mount_by_index(mount.index) is not mount:
+            raise KError(ESTALE)
+        try:
+            return mount.ops.vfs_vget(mount, ino)
+        except KError as error:
+            if error.errno == ENOENT:
+                raise KError(ESTALE) from None
+            raise
 
     def pin(self, vp: Vnode) -> None:
         """``vp`` has lost its last name: keep it while the host holds a number of it."""

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.vfs.vnode import V
 
+from .attr import VOLATILE
+
 if TYPE_CHECKING:
     from dfuser.vfs.vnode import Vnode
 
@@ -39,6 +41,8 @@ _log = logging.getLogger(__name__)
 #: A message: (nodeid, name) for a name, (nodeid, None) for attributes and pages, and a flag.
 _ATTR: Final = 1
 _DATA: Final = 2
+#: Longest that `Notifier.stop` waits for a message the host is slow to take.
+STOP_SECONDS: Final = 5
 
 
 class NotifyStatistics(NamedTuple):
@@ -105,8 +109,9 @@ class Notifier:
         if node is None or (self.context.serving and node.next is None):
             return
         while node is not None:
-            self._put(node.nodeid, name, _ATTR)
-            self._put(node.nodeid, None, _ATTR)
+            if node.mount.coherence != VOLATILE:
+                self._put(node.nodeid, name, _ATTR)
+                self._put(node.nodeid, None, _ATTR)
             node = node.next
 
     def attr_changed(self, vp: Vnode) -> None:
@@ -131,7 +136,8 @@ class Notifier:
         if node is None or (self.context.serving and node.next is None):
             return
         while node is not None:
-            self._put(node.nodeid, None, what)
+            if node.mount.coherence != VOLATILE:
+                self._put(node.nodeid, None, what)
             node = node.next
 
     def _put(self, nodeid: int, name: bytes | None, what: int) -> None:
@@ -183,18 +189,21 @@ class Notifier:
             self._queue.clear()
             self._cond.notify()
         if self._thread is not None:
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=STOP_SECONDS)
 
     def _run(self) -> None:
+        """Write batch after batch. A message that is made again meanwhile goes into the next one."""
         while True:
             with self._cond:
                 while not self._queue and not self._stopping:
                     self._cond.wait()
+                batch, self._queue = self._queue, {}
+            for key, what in batch.items():
                 if self._stopping:
                     return
-                key = next(iter(self._queue))
-                what = self._queue.pop(key)
-            self._write(key, what)
+                self._write(key, what)
+            if self._stopping:
+                return
 
     def _write(self, key: tuple[int, bytes | None], what: int) -> None:
         nodeid, name = key

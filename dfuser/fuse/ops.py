@@ -17,20 +17,21 @@ Invariants: every reply that names a file counts one lookup on its node, and not
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 
 import pyfuse3
 
+from dfuser.libkern.acl import XATTR_ACCESS
 from dfuser.libkern.errno import (
-    EINVAL,
-    ENOATTR,
+    EBADF,
+    EEXIST,
     ENOENT,
-    ENOTSUP,
     ESTALE,
     KError,
 )
-from dfuser.libkern.fcntl import O_DIRECT, O_DIRECTORY, O_RDONLY, oflags_from_linux
+from dfuser.libkern.fcntl import O_APPEND, O_DIRECTORY, O_EXCL, O_RDONLY, oflags_from_linux
 from dfuser.libkern.stat import DT_DIR
 from dfuser.libkern.ucred import Ucred
 from dfuser.vfs import syscalls as kern
@@ -121,20 +122,22 @@ class Operations(pyfuse3.Operations):
         node.nlookup += 1
         return entry
 
+    def _entry_of(self, nch: NcHandle) -> pyfuse3.EntryAttributes:
+        """The same for a place; ENOENT when nothing is there any more."""
+        vp = nch.ncp.vp
+        if vp is None:
+            raise KError(ENOENT)
+        return self._entry(nch.mount, vp)
+
     def _opened(self, file: File, node: Node, ctx: Any) -> int:
         self._next_fh = fh = self._next_fh + 1
         self.files[fh] = OpenFile(file, node, Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask))
         return fh
 
     @staticmethod
-    def _info(fh: int, mount: Mount, flags: int) -> pyfuse3.FileInfo:
+    def _info(fh: int, mount: Mount) -> pyfuse3.FileInfo:
         volatile = mount.coherence == VOLATILE
-        return pyfuse3.FileInfo(
-            fh=fh,
-            direct_io=volatile or bool(flags & O_DIRECT),
-            keep_cache=not volatile,
-            nonseekable=False,
-        )
+        return pyfuse3.FileInfo(fh, volatile, not volatile)
 
     # --- names -----------------------------------------------------------------------------
 
@@ -147,35 +150,28 @@ class Operations(pyfuse3.Operations):
         nch = kern.kern_lookup(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid))
         if nch is None:
             return negative(node.mount)
-        vp = nch.ncp.vp
-        if vp is None:
-            raise KError(ENOENT)
-        return self._entry(nch.mount, vp)
+        return self._entry_of(nch)
 
     def _lookup_dots(self, nodeid: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         """``.`` and ``..`` by node number: the host resolves a file handle it was given earlier."""
-        node, vp = self.nodes.vnode(nodeid)
+        mount, vp = self.nodes.reopen(nodeid)
         if name == b"..":
-            ncp = self._dncp(vp)
-            if vp.mount is not None and ncp is vp.mount.ncmountpt.ncp:
-                return self._entry(node.mount, vp)
-            parent = ncp.parent
-            if parent is None or parent.vp is None:
+            dnch = NcHandle(self._dncp(vp), mount)
+            nch = kern.kern_lookup(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid))
+            if nch is None or nch.ncp.vp is None:
                 raise KError(ESTALE)
-            vp = parent.vp
-        return self._entry(node.mount, vp)
+            mount, vp = nch.mount, nch.ncp.vp
+        return self._entry(mount, vp)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """The host gives references back. Must not raise: there is nobody to tell."""
-        context = self.context
-        td = context.enter(KERNEL)
-        try:
-            for nodeid, nlookup in inode_list:
-                self.nodes.forget(nodeid, nlookup)
-        except BaseException as exc:
-            context.translate("forget", exc)
-        finally:
-            context.leave(td)
+        """The host gives references back. Never raises: there is nobody to tell."""
+        with contextlib.suppress(pyfuse3.FUSEError):
+            await self.context.run("forget", KERNEL, 0, self._forget, inode_list)
+
+    def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        forget = self.nodes.forget
+        for nodeid, nlookup in inode_list:
+            forget(nodeid, nlookup)
 
     @request
     def mknod(
@@ -187,7 +183,7 @@ class Operations(pyfuse3.Operations):
         nch = kern.kern_mknod(
             self.vfs, dnch, name, mode, os.major(rdev), os.minor(rdev), cred, chk=False
         )
-        return self._entry(nch.mount, nch.ncp.vp)
+        return self._entry_of(nch)
 
     @request
     def mkdir(
@@ -197,7 +193,7 @@ class Operations(pyfuse3.Operations):
         _, dnch = self._dir(parent_inode)
         cred = self.context.cred(ctx.uid, ctx.gid)
         nch = kern.kern_mkdir(self.vfs, dnch, name, mode & 0o7777, cred, chk=False)
-        return self._entry(nch.mount, nch.ncp.vp)
+        return self._entry_of(nch)
 
     @request
     def symlink(
@@ -207,7 +203,7 @@ class Operations(pyfuse3.Operations):
         _, dnch = self._dir(parent_inode)
         cred = self.context.cred(ctx.uid, ctx.gid)
         nch = kern.kern_symlink(self.vfs, dnch, name, target, cred, chk=False)
-        return self._entry(nch.mount, nch.ncp.vp)
+        return self._entry_of(nch)
 
     @request
     def link(
@@ -307,27 +303,45 @@ class Operations(pyfuse3.Operations):
 
     @request
     def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        """Open a file, truncating it if asked to."""
+        """Open a file, truncating it if asked to.
+
+        O_APPEND ends here: the host lets appenders in one at a time and says at which offset. It
+        also writes dirty pages of a mapping back through any descriptor open for writing, and those
+        must not go to the end of the file.
+        """
         node, _, nch = self._nch(inode)
         cred = self.context.cred(ctx.uid, ctx.gid)
         ours = oflags_from_linux(flags)
         file = kern.kern_open(self.vfs, nch, ours, cred, chk=False)
-        return self._info(self._opened(file, node, ctx), node.mount, ours)
+        file.flags &= ~O_APPEND
+        return self._info(self._opened(file, node, ctx), node.mount)
 
     @request
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """Create a regular file and open it."""
-        _, dnch = self._dir(parent_inode)
+        """Create a regular file and open it.
+
+        The host believes that there is none and has checked the directory only. If there is one
+        after all (it appeared from inside a moment ago) we must check whether it may be opened.
+        """
+        dnode, dnch = self._dir(parent_inode)
         cred = self.context.cred(ctx.uid, ctx.gid)
         ours = oflags_from_linux(flags)
-        nch, file = kern.kern_create(
-            self.vfs, dnch, name, mode & 0o7777, ours, cred, chk=False
-        )
-        entry = self._entry(nch.mount, nch.ncp.vp)
-        node = self.nodes.by_id[entry.st_ino]
-        return self._info(self._opened(file, node, ctx), nch.mount, ours), entry
+        try:
+            nch, file = kern.kern_create(
+                self.vfs, dnch, name, mode & 0o7777, ours | O_EXCL, cred, chk=False
+            )
+        except KError as error:
+            if error.errno != EEXIST or ours & O_EXCL:
+                raise
+            cred = self.context.full_cred(ctx)
+            nch, file = kern.kern_create(self.vfs, dnch, name, mode & 0o7777, ours, cred)
+        file.flags &= ~O_APPEND
+        node = self.nodes.find(nch.mount, file.vp)
+        entry = self.attrs.entry(node, file.vp)
+        node.nlookup += 1
+        return self._info(self._opened(file, node, ctx), dnode.mount), entry
 
     @fh_request
     def read(self, opened: OpenFile, off: int, size: int) -> Any:
@@ -336,7 +350,13 @@ class Operations(pyfuse3.Operations):
 
     @fh_request
     def write(self, opened: OpenFile, off: int, buf: bytes) -> int:
-        """Write at ``off``. The host has worked out the offset of an appending write already."""
+        """Write at ``off``. The host has worked out the offset of an appending write already.
+
+        A write to a file of the kernel's own (/kern/ctl, a sysctl) may change any other file, which
+        the host cannot know: it is told as of a change from inside.
+        """
+        if opened.node.mount.coherence == VOLATILE:
+            self.context.serving = False
         return kern.kern_write(opened.file, off, buf)
 
     @fh_request
@@ -346,17 +366,11 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         """The last descriptor of an open is gone. Errors cannot be reported to anybody."""
         opened = self.files.pop(fh, None)
-        if opened is None:
-            return
-        context = self.context
-        self.polls.closed(fh)
-        td = context.enter(opened.caller)
-        try:
-            kern.kern_close(opened.file)
-        except BaseException as exc:
-            raise context.translate("release", exc) from None
-        finally:
-            context.leave(td)
+        if opened is not None:
+            self.polls.closed(fh)
+            await self.context.run(
+                "release", opened.caller, opened.node.nodeid, kern.kern_close, opened.file
+            )
 
     @fh_request
     def fsync(self, opened: OpenFile, datasync: bool) -> None:
@@ -365,17 +379,13 @@ class Operations(pyfuse3.Operations):
 
     async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> int:
         """Which events are ready; ``poll_handle`` is notified when that changes."""
-        context = self.context
+        return await self.context.run("poll", ctx, 0, self._poll, fh, poll_handle)
+
+    def _poll(self, fh: int, poll_handle: Any) -> int:
         opened = self.files.get(fh)
-        td = context.enter(ctx)
-        try:
-            if opened is None:
-                raise KError(EINVAL)
-            return self.polls.poll(fh, opened.file, poll_handle)
-        except BaseException as exc:
-            raise context.translate("poll", exc) from None
-        finally:
-            context.leave(td)
+        if opened is None:
+            raise KError(EBADF)
+        return self.polls.poll(fh, opened.file, poll_handle)
 
     # --- directories -----------------------------------------------------------------------
 
@@ -391,8 +401,7 @@ class Operations(pyfuse3.Operations):
     def readdir(self, opened: OpenFile, start_id: int, token: Any) -> None:
         """List from ``start_id`` on until the reply is full, attributes included."""
         file, mount = opened.file, opened.node.mount
-        dncp = file.nch.ncp
-        kids = dncp.children if dncp is not None else None
+        kids = file.nch.ncp.children
         cookie = start_id
         while True:
             entries = kern.kern_readdir(file, cookie, READDIR_BATCH, plus=True)
@@ -401,20 +410,22 @@ class Operations(pyfuse3.Operations):
             for dirent in entries:
                 name = dirent.name
                 if name == b"." or name == b"..":
-                    entry = self._dots(opened.node, dirent.ino)
+                    entry = self._dots(opened, name, dirent.ino)
                     if not pyfuse3.readdir_reply(token, name, entry, dirent.cookie):
                         return
                     continue
-                node: Node | None = None
                 ncp = kids.get(name) if kids is not None else None
+                upper = None
                 if ncp is not None and ncp.flags & NCF.ISMOUNTPT:
                     upper = self.vfs.cache.findmount(NcHandle(ncp, mount))
-                    if upper is not None:
-                        node, entry = self._listed_mount(upper)
-                if node is None:
-                    node, entry = self._listed(mount, file, dirent)
-                    if node is None:
-                        continue
+                found: tuple[Node, pyfuse3.EntryAttributes] | None = (
+                    self._listed_mount(upper)
+                    if upper is not None
+                    else self._listed(mount, file, dirent)
+                )
+                if found is None:
+                    continue
+                node, entry = found
                 if not pyfuse3.readdir_reply(token, name, entry, dirent.cookie):
                     if not node.nlookup:
                         self.nodes.discard(node)
@@ -422,9 +433,15 @@ class Operations(pyfuse3.Operations):
                 node.nlookup += 1
             cookie = entries[-1].cookie
 
-    def _dots(self, node: Node, ino: int) -> pyfuse3.EntryAttributes:
+    def _dots(self, opened: OpenFile, name: bytes, ino: int) -> pyfuse3.EntryAttributes:
+        """``.`` and ``..`` of a listing: a number and a type, no lookup."""
+        mount, nch = opened.node.mount, opened.file.nch
+        if name == b".." and nch.ncp is mount.ncmountpt.ncp and mount.ncmounton is not None:
+            above = kern.kern_lookup(self.vfs, nch, name, ROOT_CRED)
+            if above is not None and above.ncp.vp is not None:
+                mount, ino = above.mount, above.ncp.vp.ino
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.nodes.nodeid(node.mount, ino)
+        entry.st_ino = self.nodes.nodeid(mount, ino)
         entry.st_mode = DT_DIR << 12
         return entry
 
@@ -438,8 +455,8 @@ class Operations(pyfuse3.Operations):
 
     def _listed(
         self, mount: Mount, file: File, dirent: Any
-    ) -> tuple[Node | None, pyfuse3.EntryAttributes | None]:
-        """Node and attributes of a listed entry; (None, None) when it is gone meanwhile."""
+    ) -> tuple[Node, pyfuse3.EntryAttributes] | None:
+        """Node and attributes of a listed entry; None when it is gone meanwhile."""
         vattr = dirent.vattr
         if vattr is not None:
             node = self.nodes.find_ino(mount, dirent.ino)
@@ -449,7 +466,7 @@ class Operations(pyfuse3.Operations):
             return node, pack(mount, node.nodeid, vattr)
         nch = kern.kern_lookup(self.vfs, file.nch, dirent.name, file.cred)
         if nch is None or nch.ncp.vp is None:
-            return None, None
+            return None
         node = self.nodes.find(nch.mount, nch.ncp.vp)
         return node, self.attrs.entry(node, nch.ncp.vp)
 
@@ -476,10 +493,17 @@ class Operations(pyfuse3.Operations):
 
     @request
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
-        """Set an attribute; pyfuse3 has applied XATTR_CREATE and XATTR_REPLACE."""
+        """Set an attribute; pyfuse3 has applied XATTR_CREATE and XATTR_REPLACE.
+
+        For an access control list the host leaves it to us whether the set-group-id bit stays, and
+        that depends on all groups of the caller.
+        """
         _, _, nch = self._nch(inode)
         space, key = self._xattr(name)
-        cred = self.context.cred(ctx.uid, ctx.gid)
+        if name == XATTR_ACCESS and ctx.uid:
+            cred = self.context.full_cred(ctx)
+        else:
+            cred = self.context.cred(ctx.uid, ctx.gid)
         kern.kern_setxattr(self.vfs, nch, space, key, value, 0, cred, chk=False)
 
     @request

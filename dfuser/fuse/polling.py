@@ -31,6 +31,7 @@ class PollStatistics(NamedTuple):
     waiting: int
     asked: int
     notified: int
+    refused: int
 
 
 class PollKnote:
@@ -52,8 +53,12 @@ class PollKnote:
     def activate(self) -> None:
         """Notify the host."""
         handle, self.handle = self.handle, None
-        self.table.notified += 1
-        handle.notify()
+        try:
+            handle.notify()
+        except OSError:
+            self.table.refused += 1
+        else:
+            self.table.notified += 1
 
     def detach(self) -> None:
         """Take the note off the file."""
@@ -68,6 +73,7 @@ class PollTable:
         self._waiting: dict[int, PollKnote] = {}
         self.asked = 0
         self.notified = 0
+        self.refused = 0
 
     def poll(self, fh: int, file: File, handle: Any) -> int:
         """The ready events of ``file``; ``handle`` (or None) waits for the others."""
@@ -98,4 +104,4 @@ class PollTable:
 
     def statistics(self) -> PollStatistics:
         """Counters since boot."""
-        return PollStatistics(len(self._waiting), self.asked, self.notified)
+        return PollStatistics(len(self._waiting), self.asked, self.notified, self.refused)

@@ -11,6 +11,10 @@
 
 Handlers of open files get no caller from pyfuse3; they run for whoever opened the file.
 
+A request for a CPU whose thread spins in a critical section runs on another CPU; when all do, it
+waits like one that met `Block`. When the session ends, whoever still waits gets EINTR and new
+requests are not let in (`RequestContext.close`).
+
 Counterpart: trap and syscall entry (sys/platform/*/trap.c), as far as a request is a system call.
 """
 
@@ -25,12 +29,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec
 import pyfuse3
 import trio
 
+from dfuser.kern.proc import CallerId
 from dfuser.libkern.errno import EINTR, ERESTART, KError, Panic
 from dfuser.libkern.linux_errno import to_linux
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.libkern.ucred import Ucred
-from dfuser.kern.proc import CallerId
 from dfuser.lwkt.block import Block, run_blocking
+
+from .callers import groups_of
 
 if TYPE_CHECKING:
     from dfuser.kern.lwp import Lwp
@@ -49,6 +55,15 @@ S = TypeVar("S")
 
 #: Credentials kept by (uid, gid).
 _CRED_LIMIT: Final = 1024
+#: Numbers from here on are no errnos for Linux (ERESTARTSYS and its like).
+_ERRNO_LIMIT: Final = 512
+#: Every operation pyfuse3 can ask for.
+OPERATIONS: Final = (
+    "lookup", "forget", "getattr", "setattr", "readlink", "mknod", "mkdir", "unlink", "rmdir",
+    "symlink", "rename", "link", "open", "read", "write", "flush", "release", "fsync", "opendir",
+    "readdir", "releasedir", "fsyncdir", "statfs", "setxattr", "getxattr", "listxattr",
+    "removexattr", "access", "create", "poll",
+)  # fmt: skip
 
 
 class Caller(NamedTuple):
@@ -85,7 +100,7 @@ class RequestTable(NamedTuple):
 class RequestContext:
     """Everything a request needs around its core: CPUs, credentials, processes, reports."""
 
-    sysctl_served = Sysctl("vfs.fuse.served", "requests answered", attr="served")
+    sysctl_served = Sysctl("vfs.fuse.served", "requests that came", getter="_served_count")
     sysctl_parked = Sysctl("vfs.fuse.parked", "requests that had to wait", attr="parked")
     sysctl_now = Sysctl("vfs.fuse.parked_now", "requests waiting now", getter="_parked_now")
     sysctl_failed = Sysctl("vfs.fuse.failed", "requests that met a bug", attr="failed")
@@ -112,11 +127,12 @@ class RequestContext:
         self.report = report
         self.on_panic = on_panic
         self.max_parked = max_parked
-        self.served = 0
         self.parked = 0
         self.failed = 0
         self.interrupted = 0
-        self.counts: dict[str, int] = {}
+        #: Requests by operation; the decorators enter every operation at 0.
+        self.counts: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
+        self.closing = False
         #: Whether the code that runs now serves the host: its own changes need no notification.
         self.serving = False
         self.parked_threads: dict[Lwp, Caller] = {}
@@ -125,6 +141,9 @@ class RequestContext:
 
     def _parked_now(self) -> int:
         return len(self.parked_threads)
+
+    def _served_count(self) -> int:
+        return sum(self.counts.values())
 
     def cred(self, uid: int, gid: int) -> Ucred:
         """The credentials of a caller; its further groups stay with the host, which checks them."""
@@ -135,16 +154,42 @@ class RequestContext:
             cred = self._creds[uid, gid] = Ucred.of(uid, gid)
         return cred
 
+    @staticmethod
+    def full_cred(caller: Any) -> Ucred:
+        """The credentials with the supplementary groups, read from the host's ``/proc``.
+
+        For the few questions the host leaves to us. Costs a file; without the process (another pid
+        namespace, gone) the effective group is the only one.
+        """
+        return Ucred.of(caller.uid, caller.gid, groups_of(caller.pid))
+
     def enter(self, caller: Any) -> Thread:
         """Borrow a context on the CPU that serves callers like this one.
 
         ``caller`` has ``uid``, ``gid`` and ``pid``: a `Caller`, or pyfuse3's request context.
+
+        Raises:
+            Block: every CPU is in the middle of something that must not be nested in.
+            FUSEError: EIO, the CPUs are stopped: the kernel has panicked.
         """
         cpus = self.lwkt.cpus
+        cpu: Cpu = cpus[caller.pid % len(cpus)]
+        cur = cpu.curthread
+        if cpu.stopped or (cur is not None and cur.critcount):
+            cpu = self._another_cpu()
+        td = cpu.borrow()
         self.serving = True
         self._caller = caller
-        cpu: Cpu = cpus[caller.pid % len(cpus)]
-        return cpu.borrow()
+        return td
+
+    def _another_cpu(self) -> Cpu:
+        """A CPU that can lend a context."""
+        for cpu in self.lwkt.cpus:
+            if cpu.lendable:
+                return cpu
+        if all(cpu.stopped for cpu in self.lwkt.cpus):
+            raise pyfuse3.FUSEError(host_errno.EIO)
+        raise Block(_go_on, "cpu")
 
     def leave(self, td: Thread) -> None:
         """Give the context back."""
@@ -157,13 +202,37 @@ class RequestContext:
         now = self._caller
         return CallerId(now.pid, now.uid, now.gid) if now is not None else None
 
-    async def park(self, op: str, caller: Caller, core: Callable[..., R], *args: Any) -> R:
+    async def run(
+        self, op: str, caller: Any, nodeid: int, core: Callable[..., R], *args: Any
+    ) -> R:
+        """Serve one request: ``core(*args)`` for ``caller``, parked if it must wait.
+
+        What the decorators do, for handlers that need something before or after it.
+        """
+        self.counts[op] += 1
+        try:
+            td = self.enter(caller)
+            try:
+                return core(*args)
+            finally:
+                self.leave(td)
+        except Block:
+            pass
+        except BaseException as exc:
+            raise self.translate(op, exc) from None
+        known = Caller(caller.uid, caller.gid, caller.pid, caller.umask)
+        return await self.park(op, known, nodeid, core, *args)
+
+    async def park(
+        self, op: str, caller: Caller, nodeid: int, core: Callable[..., R], *args: Any
+    ) -> R:
         """Make the request a process and an LWKT thread that waits and runs ``core`` again.
 
-        Raises FUSEError; EINTR when the caller was signalled meanwhile, EAGAIN when more requests
-        wait already than ``vfs.fuse.max_parked``.
+        ``nodeid`` is the file whose open the request came through, 0 when the caller himself is
+        known. Raises FUSEError; EINTR when the caller was signalled meanwhile, EAGAIN when more
+        requests wait already than ``vfs.fuse.max_parked``.
         """
-        if len(self.parked_threads) >= self.max_parked:
+        if self.closing or len(self.parked_threads) >= self.max_parked:
             raise pyfuse3.FUSEError(host_errno.EAGAIN)
         try:
             lwp = self.procs.request_enter(caller.uid, caller.gid, caller.pid, op)
@@ -174,7 +243,7 @@ class RequestContext:
         cpu = caller.pid % len(self.lwkt.cpus)
         try:
             return await self.lwkt.adopt(
-                self._wait, lwp, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
+                self._wait, lwp, caller, nodeid, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
             )
         except BaseException as exc:
             raise self.translate(op, exc) from None
@@ -182,53 +251,69 @@ class RequestContext:
             del self.parked_threads[lwp]
             self.procs.request_exit(lwp)
 
-    async def _wait(self, lwp: Lwp, core: Callable[..., R], *args: Any) -> R:
-        self.watcher.watch(lwp)
+    async def _wait(
+        self, lwp: Lwp, caller: Caller, nodeid: int, core: Callable[..., R], *args: Any
+    ) -> R:
+        self.watcher.watch(lwp, nodeid)
         try:
-            return await run_blocking(self._served, core, *args)
+            return await run_blocking(self._served, caller, core, *args)
         finally:
             self.watcher.unwatch(lwp)
 
-    def _served(self, core: Callable[..., R], *args: Any) -> R:
+    def _served(self, caller: Caller, core: Callable[..., R], *args: Any) -> R:
         """Run ``core`` for the host within an adopted thread."""
+        if self.closing:
+            raise KError(EINTR)
         self.serving = True
+        self._caller = caller
         try:
             return core(*args)
         finally:
             self.serving = False
+            self._caller = None
+
+    def close(self) -> None:
+        """The session ends: every wait ends with EINTR and no new one begins."""
+        self.closing = True
+        self.watcher.end_all()
 
     def translate(self, op: str, exc: BaseException) -> BaseException:
         """What to raise to pyfuse3 for ``exc``."""
-        if isinstance(exc, pyfuse3.FUSEError | trio.Cancelled):
-            return exc
         if isinstance(exc, KError):
             error = exc.errno or 0
             if error in (ERESTART, EINTR):
                 self.interrupted += 1
                 error = EINTR
             return pyfuse3.FUSEError(to_linux(error))
-        if isinstance(exc, MemoryError):
-            return pyfuse3.FUSEError(host_errno.ENOMEM)
+        if isinstance(exc, pyfuse3.FUSEError | trio.Cancelled):
+            return exc
         self.failed += 1
         self.report(op, "".join(traceback.format_exception(exc)))
         if isinstance(exc, Panic):
             self.on_panic(exc)
         elif not isinstance(exc, Exception):
             return exc
-        elif isinstance(exc, OSError) and exc.errno:
+        elif isinstance(exc, MemoryError):
+            return pyfuse3.FUSEError(host_errno.ENOMEM)
+        elif isinstance(exc, OSError) and exc.errno and 0 < exc.errno < _ERRNO_LIMIT:
             return pyfuse3.FUSEError(exc.errno)
         return pyfuse3.FUSEError(host_errno.EIO)
 
     def statistics(self) -> RequestTable:
         """Counters since boot."""
         return RequestTable(
-            served=self.served,
+            served=self._served_count(),
             parked=self.parked,
             parked_now=len(self.parked_threads),
             failed=self.failed,
             interrupted=self.interrupted,
             by_operation=dict(self.counts),
         )
+
+
+async def _go_on() -> int:
+    """The wait of a request that found no CPU: becoming a thread was all it needed."""
+    return 0
 
 
 def request(core: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -239,20 +324,19 @@ def request(core: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     async def handler(self: Any, *args: Any) -> R:
         context: RequestContext = self.context
         ctx = args[-1]
-        td = context.enter(ctx)
-        counts = context.counts
-        counts[op] = counts.get(op, 0) + 1
-        context.served += 1
+        context.counts[op] += 1
         try:
-            return core(self, *args)  # type: ignore[call-arg, arg-type]
+            td = context.enter(ctx)
+            try:
+                return core(self, *args)  # type: ignore[call-arg]
+            finally:
+                context.leave(td)
         except Block:
             pass
         except BaseException as exc:
             raise context.translate(op, exc) from None
-        finally:
-            context.leave(td)
         caller = Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
-        return await context.park(op, caller, core, self, *args)
+        return await context.park(op, caller, 0, core, self, *args)
 
     return cast("Callable[P, Coroutine[Any, Any, R]]", handler)
 
@@ -266,22 +350,23 @@ def fh_request(
     @functools.wraps(core)
     async def handler(self: Any, fh: int, *args: Any) -> R:
         context: RequestContext = self.context
+        context.counts[op] += 1
         try:
             opened = self.files[fh]
         except KeyError:
             raise pyfuse3.FUSEError(host_errno.EBADF) from None
-        td = context.enter(opened.caller)
-        counts = context.counts
-        counts[op] = counts.get(op, 0) + 1
-        context.served += 1
         try:
-            return core(self, opened, *args)  # type: ignore[call-arg]
+            td = context.enter(opened.caller)
+            try:
+                return core(self, opened, *args)  # type: ignore[call-arg]
+            finally:
+                context.leave(td)
         except Block:
             pass
         except BaseException as exc:
             raise context.translate(op, exc) from None
-        finally:
-            context.leave(td)
-        return await context.park(op, opened.caller, core, self, opened, *args)
+        return await context.park(
+            op, opened.caller, opened.node.nodeid, core, self, opened, *args
+        )
 
     return cast("Callable[Concatenate[S, int, P], Coroutine[Any, Any, R]]", handler)

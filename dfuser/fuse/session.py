@@ -21,6 +21,7 @@ import trio
 
 from dfuser.libkern.errno import KError
 from dfuser.lwkt.synch import abort_sleep
+from dfuser.vfs.syscalls import kern_close
 
 from . import mountpoint as host
 from .attr import AttrCache
@@ -102,7 +103,9 @@ class FuseSession:
         self.nodes = NodeTable(vfs.mounts.get)
         self.attrs = AttrCache()
         self.polls = PollTable()
-        self.watcher = SignalWatcher(self._abort_sleep, lwkt.clock.monotonic_ns)
+        self.watcher = SignalWatcher(
+            self._abort_sleep, lwkt.clock.monotonic_ns, lost=self._host_gone
+        )
         self.context = RequestContext(
             lwkt, procs, self.watcher, report, on_panic, options.max_parked
         )
@@ -125,6 +128,8 @@ class FuseSession:
         #: Set when the host has unmounted us.
         self.ended = trio.Event()
         self.mounted = False
+        self._fd = -1
+        self._connection = ""
 
     def owners(self) -> tuple[object, ...]:
         """The objects whose sysctls and statistics the kernel shows."""
@@ -143,19 +148,28 @@ class FuseSession:
             _log.info("cleared the stale mount on %s", options.mountpoint)
         host.check(options.mountpoint, nonempty=options.nonempty)
         root = self.vfs.mounts.root
+        assert root is not None, "the root is mounted at boot"
         rootvp = root.ops.vfs_root(root)
         self.nodes.set_root(root, rootvp)
         self.vfs.hostcache = self.notifier
+        before = host.fuse_descriptors()
         try:
             pyfuse3.init(self.ops, options.mountpoint, options.fuse_options())
         except RuntimeError as error:
             self.vfs.hostcache = None
+            self.nodes.discard(self.nodes.by_id[pyfuse3.ROOT_INODE])
             rootvp.rele()
             raise MountError(
                 "fuse", f"the host refused to mount on {options.mountpoint} ({error})"
             ) from None
         self.mounted = True
-        host.set_max_background(options.mountpoint, options.max_parked)
+        self._fd = min(host.fuse_descriptors() - before, default=-1)
+        self._connection = host.connection_of(options.mountpoint)
+        host.set_max_background(self._connection, options.max_parked)
+
+    def _host_gone(self) -> bool:
+        """Whether the host has unmounted or aborted: nobody waits for an answer any more."""
+        return self._fd >= 0 and host.is_disconnected(self._fd)
 
     async def serve(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -172,21 +186,33 @@ class FuseSession:
             self._end()
 
     def _end(self) -> None:
+        """Take everything down, whatever ended the session. Needs no answer from the host.
+
+        The connection is broken first: a message of the notifier may wait in the host for a lock
+        that a request holds which nobody will answer any more.
+        """
+        self.context.close()
+        if not self._host_gone():
+            host.abort(self._connection)
         self.notifier.stop()
         self.vfs.hostcache = None
         still_mounted = self.mounted and host.mounted_at(self.options.mountpoint) is not None
+        self._fd = -1
         pyfuse3.close(unmount=still_mounted)
+        if still_mounted:
+            host.detach_quietly(self.options.mountpoint, self._connection)
         self.mounted = False
-        td = self.lwkt.cpus[0].borrow()
-        try:
-            self._release_all()
-        finally:
-            td.cpu.unborrow(td)
+        cpu = next((cpu for cpu in self.lwkt.cpus if cpu.lendable), None)
+        if cpu is not None:
+            td = cpu.borrow()
+            try:
+                self._release_all()
+            finally:
+                cpu.unborrow(td)
         self.ended.set()
 
     def _release_all(self) -> None:
-        from dfuser.vfs.syscalls import kern_close
-
+        """Close what the host left open, and forget every number. A panicked kernel skips this."""
         for opened in list(self.ops.files.values()):
             try:
                 kern_close(opened.file)

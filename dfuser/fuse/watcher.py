@@ -4,11 +4,20 @@ pyfuse3 has no callback for FUSE_INTERRUPT, and a process blocked in a FUSE requ
 killed until it is answered. While requests wait, this task reads the pending signals of their
 callers from the host's ``/proc`` every 20 ms and ends the wait of a signalled caller with EINTR.
 
-A caller in another pid namespace has no number here (FUSE reports 0): its waits are bounded by
-``vfs.fuse.foreign_wait`` seconds and end with EINTR as well.
+Three kinds of callers:
+
+* **the asker is known** (all operations that name a file): its thread is looked at.
+* **only the opener is known** (read, write, fsync ... of an open file): every thread of the
+  opener's process is looked at, and of every process that has the file open; these are looked for
+  in a worker thread every second (`callers.holders_of`). A signal to one thread may end the wait
+  of another one of the same process with EINTR, which then asks again.
+* **nobody can be seen** (a caller in another pid namespace, for which FUSE reports 0; a process
+  that is gone): the wait is bounded by ``vfs.fuse.foreign_wait`` seconds and ends with EINTR too.
 
 Counterpart: the signal half of tsleep(PCATCH) (sys/kern/kern_synch.c), for processes that are not
 ours.
+Invariants: a wait is ended by name (its Lwp), never twice for one sleep; nothing is watched that
+does not wait.
 """
 
 from __future__ import annotations
@@ -21,12 +30,18 @@ import trio
 from dfuser.libkern.errno import EINTR
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 
+from .callers import GONE, holders_of, pending_signals, proc_is_ours, process_of, process_signals
+
 if TYPE_CHECKING:
     from dfuser.kern.lwp import Lwp
     from dfuser.lwkt.thread import Thread
 
 #: Seconds between two looks while anybody waits.
 INTERVAL: Final = 0.02
+#: A look over many callers is followed by a pause this many times as long as it took.
+PAUSE_RATIO: Final = 4
+#: Looks between two searches for the holders of files with waiting requests.
+SEARCH_EVERY: Final = 50
 _NS: Final = 1_000_000_000
 
 
@@ -35,26 +50,31 @@ class WatcherStatistics(NamedTuple):
 
     watched: int
     looks: int
+    searches: int
     interrupted: int
 
 
-def pending_signals(pid: int) -> int:
-    """Mask of signals that wait for host thread ``pid`` and that it does not block; -1: gone.
+class Probes(NamedTuple):
+    """How the host is asked; replaced in tests."""
 
-    Reads /proc/PID/status. Signals a process ignores never become pending.
-    """
-    try:
-        with open(f"/proc/{pid}/status", "rb") as status:
-            text = status.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    pending = blocked = 0
-    for line in text.splitlines():
-        if line.startswith((b"SigPnd:", b"ShdPnd:")):
-            pending |= int(line[7:], 16)
-        elif line.startswith(b"SigBlk:"):
-            blocked = int(line[7:], 16)
-    return pending & ~blocked
+    thread: Callable[[int], int] = pending_signals
+    process: Callable[[int], int] = process_signals
+    process_of: Callable[[int], int] = process_of
+    holders: Callable[[frozenset[int]], dict[int, set[int]]] = holders_of
+    sees: Callable[[], bool] = proc_is_ours
+
+
+class Watch:
+    """One waiting request."""
+
+    __slots__ = ("nodeid", "opener", "since")
+
+    def __init__(self, since: int, nodeid: int, opener: int) -> None:
+        self.since = since
+        #: The open file it came through; 0 when the caller himself is known.
+        self.nodeid = nodeid
+        #: The process of the opener, 0 when it cannot be seen.
+        self.opener = opener
 
 
 class SignalWatcher:
@@ -63,7 +83,8 @@ class SignalWatcher:
     Args:
         abort_sleep: ends the interruptible sleep of a thread with an errno (`synch.abort_sleep`).
         monotonic_ns: the kernel's clock.
-        probe: reads the pending signals of a host thread.
+        probes: how the host is asked.
+        lost: asked at every look; True when the host has gone away and all waits are moot.
     """
 
     sysctl_foreign = Sysctl(
@@ -77,53 +98,101 @@ class SignalWatcher:
         self,
         abort_sleep: Callable[[Thread, int], bool],
         monotonic_ns: Callable[[], int],
-        probe: Callable[[int], int] = pending_signals,
+        probes: Probes | None = None,
+        lost: Callable[[], bool] = lambda: False,
     ) -> None:
         self.abort_sleep = abort_sleep
         self.monotonic_ns = monotonic_ns
-        self.probe = probe
+        self.probes = probes or Probes()
+        self.lost = lost
         self.foreign_wait = 30
         self.looks = 0
+        self.searches = 0
         self.interrupted = 0
-        self._watched: dict[Lwp, int] = {}
+        self._sees = self.probes.sees()
+        self._watched: dict[Lwp, Watch] = {}
+        self._holders: dict[int, set[int]] = {}
+        self._until_search = 0
+        self._ending = False
+        self._pause = 0.0
         self._wake = trio.Event()
 
-    def watch(self, lwp: Lwp) -> None:
-        """Start watching the host process for which ``lwp`` waits."""
-        self._watched[lwp] = self.monotonic_ns()
+    def watch(self, lwp: Lwp, nodeid: int = 0) -> None:
+        """Watch for whom ``lwp`` waits: its host process, or whoever has ``nodeid`` open."""
+        pid = lwp.proc.host_pid
+        opener = self.probes.process_of(pid) if nodeid and pid and self._sees else 0
+        self._watched[lwp] = Watch(self.monotonic_ns(), nodeid, opener)
+        if nodeid and nodeid not in self._holders:
+            self._until_search = min(self._until_search, 1)
         self._wake.set()
 
     def unwatch(self, lwp: Lwp) -> None:
         """The request has been answered."""
         self._watched.pop(lwp, None)
 
+    def end_all(self) -> None:
+        """End every wait, now and from now on: the session is over."""
+        self._ending = True
+        self._wake.set()
+        self.look()
+
     async def run(self) -> None:
         """The watcher's task: looks while somebody waits, sleeps otherwise."""
         while True:
             if not self._watched:
+                self._holders.clear()
+                self._until_search = 0
                 self._wake = trio.Event()
                 await self._wake.wait()
-            await trio.sleep(INTERVAL)
+            await trio.sleep(max(INTERVAL, self._pause))
+            if self._until_search <= 0:
+                await self.search()
+                self._until_search = SEARCH_EVERY
+            self._until_search -= 1
             self.look()
+
+    async def search(self) -> None:
+        """Find out who has the files open through which requests wait; in a worker thread."""
+        files = frozenset(watch.nodeid for watch in self._watched.values() if watch.nodeid)
+        if files and self._sees:
+            self.searches += 1
+            self._holders = await trio.to_thread.run_sync(self.probes.holders, files)
 
     def look(self) -> None:
         """Read every blocked caller's signals once and end the waits of those signalled."""
-        now = self.monotonic_ns()
-        signalled: dict[int, bool] = {}
-        for lwp, since in list(self._watched.items()):
-            pid = lwp.proc.host_pid
-            if pid == 0:
-                hit = now - since > self.foreign_wait * _NS
-            else:
-                known = signalled.get(pid)
-                if known is None:
-                    self.looks += 1
-                    known = signalled[pid] = self.probe(pid) != 0
-                hit = known
-            td = lwp.thread
-            if hit and td is not None and self.abort_sleep(td, EINTR):
-                self.interrupted += 1
+        now = began = self.monotonic_ns()
+        everybody = self._ending or self.lost()
+        known: dict[tuple[bool, int], int] = {}
+        for lwp, watch in list(self._watched.items()):
+            if everybody or self._hit(lwp.proc.host_pid, watch, now, known):
+                td = lwp.thread
+                if td is not None and self.abort_sleep(td, EINTR):
+                    self.interrupted += 1
+        self._pause = (self.monotonic_ns() - began) * PAUSE_RATIO / _NS
+
+    def _hit(self, pid: int, watch: Watch, now: int, known: dict[tuple[bool, int], int]) -> bool:
+        """Whether the wait is to end."""
+        if not pid or not self._sees:
+            return now - watch.since > self.foreign_wait * _NS
+        if not watch.nodeid:
+            return self._ask(False, pid, known) != 0
+        seen = False
+        for process in {watch.opener, *self._holders.get(watch.nodeid, ())} - {0}:
+            mask = self._ask(True, process, known)
+            if mask > 0:
+                return True
+            seen = seen or mask != GONE
+        return not seen and now - watch.since > self.foreign_wait * _NS
+
+    def _ask(self, process: bool, pid: int, known: dict[tuple[bool, int], int]) -> int:
+        """The pending signals of a thread or process, read at most once a look."""
+        mask = known.get((process, pid))
+        if mask is None:
+            self.looks += 1
+            probe = self.probes.process if process else self.probes.thread
+            mask = known[process, pid] = probe(pid)
+        return mask
 
     def statistics(self) -> WatcherStatistics:
         """Counters since boot."""
-        return WatcherStatistics(len(self._watched), self.looks, self.interrupted)
+        return WatcherStatistics(len(self._watched), self.looks, self.searches, self.interrupted)

@@ -9,12 +9,15 @@ Differs from DragonFly: one flat record instead of a nested pair; kernel threads
 there only in name, and are listed as pid -1. Memory and time fields wait for a VM and a scheduler
 that charge them.
 Token and lock order: takes none.
-Invariants: a thread is in one record.
+Invariants: a thread is in one record; a process is in at least one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from dfuser.libkern.ddbcmd import ddb_command
 
 from .lwp import Lwp, LwpStat
 
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
 
     from .proc import Proc, ProcTable
 
-_LWP_STATES = {LwpStat.LSRUN: "R", LwpStat.LSSTOP: "T", LwpStat.LSSLEEP: "S"}
+_LWP_STATES: Final = MappingProxyType(
+    {LwpStat.LSRUN: "R", LwpStat.LSSTOP: "T", LwpStat.LSSLEEP: "S"}
+)
 
 
 class KinfoProc(NamedTuple):
@@ -36,7 +41,8 @@ class KinfoProc(NamedTuple):
     pid: int
     ppid: int
     tid: int
-    """LWKT thread number; for an LWP without a thread, minus its number in the process."""
+    """LWKT thread number; for an LWP without a thread, minus its number in the process; 0 for a
+    process without LWPs."""
     uid: int
     gid: int
     pri: int
@@ -55,6 +61,26 @@ class KinfoProc(NamedTuple):
     """Start of the process, nanoseconds since the epoch."""
     comm: str
     """Name of the process; of the thread for kernel threads."""
+
+
+def fill_kinfo_proc(proc: Proc) -> KinfoProc:
+    """The record of a process that has no threads now. Counterpart: fill_kinfo_proc."""
+    return KinfoProc(
+        pid=proc.pid,
+        ppid=proc.ppid,
+        tid=0,
+        uid=proc.ucred.uid,
+        gid=proc.ucred.gid,
+        pri=-1,
+        cpu=-1,
+        state="S",
+        flags=0,
+        switches=0,
+        wmesg="",
+        host_pid=proc.host_pid,
+        start=proc.start,
+        comm=proc.comm,
+    )
 
 
 def fill_kinfo_lwp(proc: Proc, lwp: Lwp) -> KinfoProc:
@@ -126,11 +152,22 @@ class KinfoTable:
         return (td for _, td in sorted(live.items()) if not isinstance(td.lwp, Lwp))
 
     def of_proc(self, proc: Proc) -> list[KinfoProc]:
-        """The records of one process; process 0 has the kernel threads."""
+        """The records of one process: of its threads, or of itself if it has none."""
+        return self.threads_of(proc) or [fill_kinfo_proc(proc)]
+
+    def threads_of(self, proc: Proc) -> list[KinfoProc]:
+        """The records of the threads of one process; process 0 has the kernel threads."""
         records = [fill_kinfo_lwp(proc, lwp) for lwp in proc.lwps.values()]
         if proc is self.procs.proc0:
             records += [fill_kinfo_proc_kthread(proc, td) for td in self.kthreads()]
         return records
+
+    @ddb_command("ps")
+    def ddb_ps(self, *args: str) -> Iterable[str]:
+        """Processes and threads: pid tid pri cpu state wmesg name."""
+        yield "   PID    TID PRI CPU S WMESG    COMMAND"
+        for k in self.all():
+            yield (f"{k.pid:6} {k.tid:6} {k.pri:3} {k.cpu:3} {k.state} {k.wmesg or '-':8} {k.comm}")
 
     def all(self, cred: Ucred | None = None) -> Iterable[KinfoProc]:
         """Every record ``cred`` may see (None: every record), kernel threads first.

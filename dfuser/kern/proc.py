@@ -29,7 +29,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dfuser.libkern.errno import EAGAIN, KError
+from dfuser.libkern.errno import EAGAIN, KKASSERT, KError
 from dfuser.libkern.param import MAXCOMLEN
 from dfuser.libkern.sysctl import INT, LONG, RD, RW, UINT, Sysctl
 from dfuser.libkern.ucred import Ucred
@@ -287,6 +287,7 @@ class ProcTable:
 
     def request_exit(self, lwp: Lwp) -> None:
         """The request is answered: its process ends. Counterpart: exit1, without the zombie."""
+        KKASSERT(bool(lwp.proc.flags & P.REQUEST and lwp.proc.serial), "request_exit: no request")
         self.requests -= 1
         self._exit(lwp.proc)
 

@@ -28,6 +28,7 @@ Invariants: a reference to a process is checked against its serial number before
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from dfuser.libkern.errno import (
@@ -57,13 +58,15 @@ CTLLEN: Final = 8
 NOTELEN: Final = 64
 
 #: Words of the debugger and what they answer; 0 is success.
-_DEBUG_WORDS: Final = {
-    b"attach": EOPNOTSUPP,
-    b"detach": 0,
-    b"step": EBUSY,
-    b"run": EBUSY,
-    b"wait": EOPNOTSUPP,
-}
+_DEBUG_WORDS: Final = MappingProxyType(
+    {
+        b"attach": EOPNOTSUPP,
+        b"detach": 0,
+        b"step": EBUSY,
+        b"run": EBUSY,
+        b"wait": EOPNOTSUPP,
+    }
+)
 
 
 def getuserstr(data: bytes, limit: int) -> bytes:
@@ -110,10 +113,10 @@ class ProcfsContents:
             return None
         return ProcRef(proc.pid, proc.serial)
 
-    def listing(self, cred: Ucred) -> Iterable[ProcRef]:
-        """Every process ``cred`` may see."""
+    def listing(self, cred: Ucred, after: int = -1) -> Iterable[ProcRef]:
+        """Every process ``cred`` may see with a serial number above ``after``, in their order."""
         for proc in self.procs.allproc():
-            if self.procs.visible(cred, proc):
+            if proc.serial > after and self.procs.visible(cred, proc):
                 yield ProcRef(proc.pid, proc.serial)
 
     def alive(self, ref: ProcRef) -> bool:
@@ -187,7 +190,7 @@ class ProcfsContents:
         """One line a thread, kernel threads included."""
         lines = [
             f"{k.tid} {k.pri} {k.cpu} {k.state} {k.wmesg or '-'} {k.switches} {k.comm}\n"
-            for k in self.kinfo.of_proc(self._proc(ref))
+            for k in self.kinfo.threads_of(self._proc(ref))
         ]
         return "".join(lines).encode()
 

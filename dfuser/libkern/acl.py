@@ -15,11 +15,13 @@ get, and takes the place of the group bits in the mode::
 So a list and a mode are two views of one thing: `Acl.mode_bits` gives the bits a list
 implies, `Acl.chmod` the list after chmod(2), and a list of three entries is no list at
 all but a mode (`Acl.is_minimal`). A directory may carry a second, *default* list; what is
-created inside it starts from that list and the umask is not used (`Acl.inherit`).
+created inside it starts from that list (`Acl.inherit`). The umask is not used then: whoever
+applies one to the mode of a new file looks for the default list of the directory first.
 
 The form stored and exchanged is the one the host's tools (getfacl, setfacl, rsync -A)
-read from the attributes ``system.posix_acl_access`` and ``system.posix_acl_default``:
-little-endian, a u32 version 2, then for each entry u16 tag, u16 permissions, u32 id.
+read from the attributes ``system.posix_acl_access`` and ``system.posix_acl_default``
+(`XATTR_ACCESS`, `XATTR_DEFAULT`): little-endian, a u32 version 2, then for each entry u16
+tag, u16 permissions, u32 id.
 
 Counterpart: none in the DragonFly source that is in use (sys/acl.h declares the
     interface, no file system of it implements one). The rules are those of IEEE
@@ -54,10 +56,10 @@ ACL_MASK: Final = 0x10
 ACL_OTHER: Final = 0x20
 ACL_UNDEFINED_ID: Final = 0xFFFF_FFFF
 
-XATTR_ACCESS: Final = b"posix_acl_access"
-"""Name of the access list below ``system.``."""
-XATTR_DEFAULT: Final = b"posix_acl_default"
-"""Name of the default list of a directory below ``system.``."""
+XATTR_ACCESS: Final = b"system.posix_acl_access"
+"""Full name of the attribute that holds the access list."""
+XATTR_DEFAULT: Final = b"system.posix_acl_default"
+"""Full name of the attribute that holds a directory's default list."""
 
 _HEADER: Final = struct.Struct("<I")
 _ENTRY: Final = struct.Struct("<HHI")

@@ -11,7 +11,7 @@ rule about when a thread may run. A map, from the bottom up:
 `intr`                  interrupts, preemption, borrowed contexts (on top of `globaldata`)
 `sched`                 election, the loop, the task driver: the class `Cpu` (on top of `intr`)
 `ipiq`, `cpusync`       functions run on other CPUs; holding other CPUs still
-`machine`               `Lwkt`: all CPUs and threads; running, adopting, shutting down
+`core`, `machine`       `Lwkt`: all CPUs and threads; running, adopting, shutting down
 `migrate`               threads that change CPU; the thread calls of the paper's Table I
 `block`                 how plain code says that it must wait
 `spinlock`, `serialize`, `refcount`  short exclusion; drivers against their interrupts; references

@@ -21,7 +21,8 @@ its CPU wait too, as in DragonFly: who holds it must not sleep until a timeout o
 Counterpart: sys/kern/kern_timeout.c (softclock_handler, struct softclock_pcpu), sys/sys/callout.h.
 Differs from DragonFly: tickless; the softclock thread has priority TDPRI.SOFT_TIMER where DragonFly
 lets it compete with daemons, because nothing here can interrupt a daemon between two suspension
-points; like there it preempts nobody. All callouts are MP safe: no big lock exists. A request that
+points; like there it preempts nobody. All callouts are MP safe: no big lock exists. The wheel of
+another CPU is changed directly, as there under the wheel's spinlock, not by IPI. A request that
 meets a running callout needs no flags to defer it: each request gives the callout a new serial
 number, and softclock calls only what still has the number it was taken off the wheel with.
 

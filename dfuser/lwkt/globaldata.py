@@ -81,6 +81,7 @@ class GlobalData:
         "kicks",
         "loop_parked",
         "loop_task",
+        "last_look",
         "lwkt",
         "npoll",
         "paused",
@@ -140,6 +141,7 @@ class GlobalData:
         self.quick_calls = 0
         #: When the host last had a turn; -1: just now, the clock has not been looked at yet.
         self.slice_start = -1
+        self.last_look = -1
         self.tick_start = 0
         self.switches = 0
         self.interrupts = 0

@@ -330,7 +330,5 @@ class InterruptCpu(GlobalData):
         td.lwp = None
         _thread.curthread = cast("Thread", prev)
         self.borrowed.append(td)
-        if self.reqflags & (RQF.PENDING | RQF.RESCHED):
+        if self.reqflags & RQF.PENDING:
             self.splz()
-        if self.curthread is None and self.runmask and self.loop_parked:
-            self.kick()

@@ -284,13 +284,12 @@ class Ipiqs:
         cpu.npoll = False
         cpu.processing_ipiq += 1
         try:
-            while cpu.ipimask:
-                mask = cpu.ipimask
-                cpu.ipimask = 0
-                while mask:
-                    low = mask & -mask
-                    mask ^= low
-                    self._drain(self.rings[low.bit_length() - 1][cpu.cpuid], 0)
+            mask = cpu.ipimask
+            cpu.ipimask = 0
+            while mask:
+                low = mask & -mask
+                mask ^= low
+                self._drain(self.rings[low.bit_length() - 1][cpu.cpuid], 0)
         finally:
             cpu.processing_ipiq -= 1
 

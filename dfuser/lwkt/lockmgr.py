@@ -445,19 +445,23 @@ class Lock:
         """Wait until it is our turn for what ``flags`` ask, but do not take the lock.
 
         Several that watch are told together: each will take the lock and release it without
-        suspending in between.
+        suspending in between. Panics when the running thread holds it and may not recurse.
 
         Returns:
             0, ENOLCK, EWOULDBLOCK, EINTR or ERESTART, as `lockmgr`.
         """
-        if not self.lock_nowait(flags):
+        if not self.lock_nowait(flags) or self._recurse(flags):
             self.unlock()
             return 0
         return await self._wait(flags & LK_TYPE_MASK != LK_SHARED, flags | self.flags, watch=True)
 
     def block(self, flags: int) -> Block:
-        """What a synchronous core raises when `lock_nowait` of ``flags`` said EBUSY."""
-        return Block(lambda: self.wait_for(flags & ~LK_NOWAIT), self.wmesg, self)
+        """What a synchronous core raises when `lock_nowait` of ``flags`` said EBUSY.
+
+        A core that blocks again and again is run under the lock, if that may recurse.
+        """
+        exclusive = self if self.flags & LK_CANRECURSE else None
+        return Block(lambda: self.wait_for(flags & ~LK_NOWAIT), self.wmesg, exclusive)
 
     # --- questions -------------------------------------------------------------------------
 

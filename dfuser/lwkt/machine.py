@@ -23,29 +23,20 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar, cast
 
-import attrs
 import trio
 
-from dfuser.libkern.ddbcmd import ddb_show
 from dfuser.libkern.errno import EINTR, KError, Panic, panic
-from dfuser.libkern.ktr import Ktr, KtrInfo
-from dfuser.libkern.param import HZ, NSEC_PER_TICK
 from dfuser.libkern.sysctl import INT, LONG, QUAD, RD, RW, Sysctl
 
 from . import thread as _thread
+from .core import LwktCore
 from .globaldata import SLICE_NS
-from .ipiq import Ipiqs, apply_args
 from .sched import Cpu, Outcome
 from .synch import abort_sleep
 from .thread import TDF, TDPRI, Thread, ThreadKilled
-from .token import TokenSet
-
-if TYPE_CHECKING:
-    from dfuser.hw.clock import Alarm, Clock
-    from dfuser.libkern.log import MsgBuf
 
 R = TypeVar("R")
 
@@ -53,54 +44,15 @@ R = TypeVar("R")
 LOOP_BUDGET: Final = 1024
 #: How often `shutdown` ends threads that go on sleeping while they unwind.
 KILL_ROUNDS: Final = 8
-_NOT_TO_WAKE: Final = TDF.WAKEREQ | TDF.RUNQ | TDF.EXITING
 #: Seconds before the second round; each round waits twice as long.
 _FIRST_ROUND_S: Final = 0.05
 #: How often a cancelled loop ends threads again before it lets itself be cancelled.
 _CANCEL_ROUNDS: Final = 100
 
 
-class PanicHandler(Protocol):
-    """What the machine needs from its owner when a thread or an interrupt handler fails."""
+class Lwkt(LwktCore):
+    """The LWKT subsystem of one kernel. Its arguments are those of `LwktCore`."""
 
-    def __call__(self, where: str, exc: BaseException) -> None:
-        """Report ``exc``, met in ``where``; may raise `Panic`."""
-
-
-@attrs.frozen
-class LwktStatistics:
-    """What `Lwkt.statistics` returns; counters since boot."""
-
-    ncpu: int
-    threads: int
-    created: int
-    exited: int
-    switches: int
-    interrupts: int
-    kicks: int
-    preempt_hit: int
-    preempt_miss: int
-    preempt_weird: int
-    token_stalls: int
-    hardclocks: int
-    longest_stretch_ns: int
-
-
-class Lwkt:
-    """The LWKT subsystem of one kernel.
-
-    Args:
-        ncpu: logical CPUs.
-        clock: time source; its alarms arrive as interrupts.
-        ktr: the trace rings.
-        msgbuf: the kernel log.
-        on_failure: called when a thread dies of an exception or an interrupt handler raises.
-        default_driver: "task" (trio tasks, needs `start`) or "coro" (deterministic).
-        seed: orders the turns of `run_until_idle` when the caller gives no order of his own.
-    """
-
-    ktr_switch = KtrInfo("ctxsw", "sw", "cpu%d to %s pri %d")
-    ktr_newtd = KtrInfo("ctxsw", "newtd", "%s")
     sysctls = (
         Sysctl("lwkt.switch_count", "Number of switched threads", getter="_sum_switches",
                kind=QUAD, flags=RD),
@@ -120,86 +72,16 @@ class Lwkt:
                attr="longest_stretch", kind=LONG, flags=RW),
     )  # fmt: skip
 
-    def __init__(
-        self,
-        ncpu: int,
-        clock: Clock,
-        ktr: Ktr,
-        msgbuf: MsgBuf,
-        on_failure: PanicHandler | None = None,
-        default_driver: str = "coro",
-        seed: int | None = None,
-    ) -> None:
-        if ncpu < 1:
-            raise ValueError(f"a machine needs at least one CPU, not {ncpu}")
-        self.clock = clock
-        self.ktr = ktr
-        self.ktr_ctxsw = ktr.master("ctxsw")
-        self.ktr_tokens = ktr.master("tokens")
-        self.msgbuf = msgbuf
-        self.on_failure = on_failure
-        self.default_driver = default_driver
-        self.rng = random.Random(seed) if seed is not None else None
-        self.threads: dict[int, Thread] = {}
-        self.created = 0
-        self.exited = 0
-        self.preempt_enable = 1
-        self.cpusync_tickets = 0
-        self.measure_stretch = 0
-        self.longest_stretch = 0
-        #: What stopped the kernel, and the thread it happened in.
-        self.panicked: BaseException | None = None
-        self.panic_thread: Thread | None = None
-        #: Threads are being ended; new ones end as soon as they start.
-        self.stopping = False
-        self.tick_ns = NSEC_PER_TICK
-        self.ticking = False
-        self.hardclocks = 0
-        self._tick: Alarm = clock.alarm(self._hardclock)
-        self._nursery: trio.Nursery | None = None
-        self._empty: trio.Event | None = None
-        self.cpus: tuple[Cpu, ...] = tuple(Cpu(self, i) for i in range(ncpu))
-        self.ipiqs = Ipiqs(self)
-        self.tokens = TokenSet(self)
-        ktr.curcpu = self._curcpu
-        _thread.curthread = self.cpus[0].idle
+    #: Where the loops and the tasks of threads live; None while no event loop runs the machine.
+    _nursery: trio.Nursery | None = None
+    #: Set when the last thread of a machine in `shutdown` has gone.
+    _empty: trio.Event | None = None
 
-    def _curcpu(self) -> int:
-        return self.mycpu().cpuid
-
-    # --- time ------------------------------------------------------------------------------
-
-    @property
-    def ticks(self) -> int:
-        """Clock ticks since boot, `HZ` a second."""
-        return self.clock.monotonic_ns() * HZ // 1_000_000_000
-
-    def start_tick(self) -> None:
-        """Have the scheduler's tick come while it is of use.
-
-        That is while CPUs are contended or passive IPIs wait. An idle machine has no tick.
-        """
-        if not self.ticking:
-            self.ticking = True
-            self._tick.arm(self.clock.monotonic_ns() + self.tick_ns)
-
-    def _hardclock(self) -> None:
-        """The tick, as an interrupt of every CPU that has a use for it."""
-        self.ticking = False
-        self.hardclocks += 1
-        again = False
-        for cpu in self.cpus:
-            if cpu.contended or cpu.ipimask:
-                again = again or cpu.contended
-                cpu.interrupt(self._schedulerclock, cpu)
-        if again and not self.panicked:
-            self.start_tick()
-
-    def _schedulerclock(self, cpu: Cpu) -> None:
-        cpu.tick_start = self.clock.monotonic_ns()
-        cpu.schedulerclock()
-        if cpu.ipimask and not cpu.npoll:
-            self.ipiqs.process(cpu)
+    def all_gone(self) -> None:
+        """The last thread has gone: `shutdown` and the loops go on."""
+        if self._empty is not None:
+            self._empty.set()
+        super().all_gone()
 
     # --- threads ---------------------------------------------------------------------------
 
@@ -239,32 +121,6 @@ class Lwkt:
             assert nursery is not None
             td.abort = functools.partial(self._task_cancelled, td)
             nursery.start_soon(self._task_main, td, name=f"lwkt:{td.name}")
-
-    def new_thread(self, cpu: Cpu, name: str, pri: int, flags: int = 0) -> Thread:
-        """A thread without a body, on the list of threads. Counterpart: lwkt_init_thread."""
-        if not 0 <= pri <= TDPRI.MAX:
-            panic(f"lwkt_create: priority {pri} of {name} is not between 0 and {TDPRI.MAX}")
-        self.created += 1
-        td = Thread(cpu, self.created, name, pri, flags | (TDF.KILLED if self.stopping else 0))
-        self.threads[td.tid] = td
-        if self.ktr_ctxsw.mask:
-            self.ktr_ctxsw.log_cpu(cpu.cpuid, self.ktr_newtd, name)
-        return td
-
-    def new_borrowed(self, cpu: Cpu) -> Thread:
-        """A fresh context for `Cpu.borrow`."""
-        return Thread(cpu, 0, "request", TDPRI.KERN_USER, TDF.BORROWED)
-
-    def forget_thread(self, td: Thread) -> None:
-        """Take an exited thread off the list of threads."""
-        if self.threads.pop(td.tid, None) is None:
-            return
-        self.exited += 1
-        if self.stopping and not self.threads:
-            if self._empty is not None:
-                self._empty.set()
-            for cpu in self.cpus:
-                cpu.kick()
 
     async def _task_main(self, td: Thread) -> None:
         """The trio task of a task thread."""
@@ -320,7 +176,6 @@ class Lwkt:
         Raises:
             KError: EINTR, the machine is being shut down.
         """
-        before = _thread.curthread
         clean = False
         td = self.new_thread(self.cpus[cpu], name, pri, TDF.ADOPTED)
         td.coro = False
@@ -344,74 +199,6 @@ class Lwkt:
             raise
         finally:
             td.cpu.task_exit(td, clean)
-            _thread.curthread = before
-
-    def schedule(self, td: Thread) -> None:
-        """Make ``td`` runnable on its own CPU, by IPI when that is not the running one.
-
-        Counterpart: lwkt_schedule.
-        """
-        cpu = td.cpu
-        cur: Any = _thread.curthread
-        if cur is None or cur.cpu is cpu or cur.cpu.lwkt is not self:
-            cpu.schedule_local(td)
-        elif not td.flags & _NOT_TO_WAKE:
-            self.ipiqs.send_wakereq(cur.cpu, td)
-
-    def send_ipiq_nowait(self, target: Cpu, func: Callable[..., object], *args: Any) -> None:
-        """Have ``target`` run ``func(*args)`` as an IPI; for plain code, never refused.
-
-        On the own CPU it runs at once, in a critical section. See `ipiq.Ipiqs.post`.
-        """
-        self.ipiqs.post(self.mycpu(), target, apply_args, func, args)
-
-    def setpri(self, td: Thread, pri: int) -> None:
-        """Change a thread's priority; it does not switch. A runnable thread must be on this CPU.
-
-        Counterpart: lwkt_setpri, lwkt_setpri_initial.
-        """
-        if not 0 <= pri <= TDPRI.MAX:
-            panic(f"lwkt_setpri: priority {pri} of {td.name} is not between 0 and {TDPRI.MAX}")
-        if td.pri == pri:
-            return
-        if td.flags & TDF.RUNQ:
-            if _thread.curthread.cpu is not td.cpu:
-                panic(f"lwkt_setpri: {td} is runnable on another CPU")
-            td.cpu.runq_remove(td)
-            td.pri = pri
-            td.cpu.runq_enqueue(td)
-        else:
-            td.pri = pri
-
-    def mycpu(self) -> Cpu:
-        """The CPU of the running thread; CPU 0 outside any thread of this kernel."""
-        cur: Any = _thread.curthread
-        if cur is None or cur.cpu.lwkt is not self:
-            return self.cpus[0]
-        cpu: Cpu = cur.cpu
-        return cpu
-
-    # --- failures --------------------------------------------------------------------------
-
-    def note_panic(self, td: Thread, exc: BaseException) -> None:
-        """A thread has panicked: remember it, elect nobody any more."""
-        if self.panicked is None:
-            self.panicked = exc
-            self.panic_thread = td
-        for cpu in self.cpus:
-            cpu.stop()
-
-    def thread_died(self, td: Thread, exc: BaseException) -> None:
-        """A thread's body raised: report it; the kernel decides whether that is a panic."""
-        if self.on_failure is None:
-            raise exc
-        self.on_failure(f"thread {td.name} (tid {td.tid})", exc)
-
-    def interrupt_failed(self, cpuid: int, fn: Callable[..., Any], exc: BaseException) -> None:
-        """An interrupt handler or an IPI function raised."""
-        if self.on_failure is None:
-            raise exc
-        self.on_failure(f"interrupt {getattr(fn, '__qualname__', fn)} on cpu{cpuid}", exc)
 
     # --- running under trio ----------------------------------------------------------------
 
@@ -565,79 +352,6 @@ class Lwkt:
                     self.msgbuf.kprintf(f"thread {td.name} did not let itself be closed")
             self.forget_thread(td)
         _thread.curthread = self.cpus[0].idle
-
-    # --- looking ---------------------------------------------------------------------------
-
-    def sysctl_owners(self) -> Iterator[object]:
-        """The objects whose sysctl variables belong into the kernel's tree."""
-        yield self
-        yield self.ipiqs
-        yield from self.tokens
-
-    @ddb_show("threads")
-    def db_threads(self) -> list[str]:
-        """Every thread: CPU, priority, state, what it waits for, name, tokens."""
-        return [
-            f"cpu{td.cpu.cpuid} tid {td.tid} pri {td.pri} {td.state} "
-            f"{td.wmesg or '-'} {td.name} [{' '.join(ref.tok.name for ref in td.toks)}]"
-            for td in self.threads.values()
-        ]
-
-    @ddb_show("ipiq")
-    def db_ipiq(self) -> list[str]:
-        """Every ring that has been used: sent, taken, run, parked senders."""
-        return [
-            f"{ring.src.cpuid}->{ring.dst.cpuid} windex={ring.windex} rindex={ring.rindex} "
-            f"xindex={ring.xindex} fifofull={ring.fifofull} waiters={len(ring.waiters)}"
-            for row in self.ipiqs.rings
-            for ring in row
-            if ring.windex
-        ]
-
-    # --- statistics ------------------------------------------------------------------------
-
-    def note_stretch(self, ns: int) -> None:
-        """A thread ran so long without a preemption point."""
-        self.longest_stretch = max(self.longest_stretch, ns)
-
-    def _sum_switches(self) -> int:
-        return sum(cpu.switches for cpu in self.cpus)
-
-    def _sum_preempt_hit(self) -> int:
-        return sum(cpu.preempt_hit for cpu in self.cpus)
-
-    def _sum_preempt_miss(self) -> int:
-        return sum(cpu.preempt_miss for cpu in self.cpus)
-
-    def _sum_preempt_weird(self) -> int:
-        return sum(cpu.preempt_weird for cpu in self.cpus)
-
-    def _sum_token_stalls(self) -> int:
-        return sum(cpu.token_stalls for cpu in self.cpus)
-
-    def trace_switch(self, cpuid: int, td: Thread) -> None:
-        """Log a switch to the trace ring."""
-        self.ktr_ctxsw.log_cpu(cpuid, self.ktr_switch, cpuid, td.name, td.pri)
-
-    def statistics(self) -> LwktStatistics:
-        """Counters of all CPUs."""
-        cpus = self.cpus
-        return LwktStatistics(
-            ncpu=len(cpus),
-            threads=len(self.threads),
-            created=self.created,
-            exited=self.exited,
-            switches=self._sum_switches(),
-            interrupts=sum(c.interrupts for c in cpus),
-            kicks=sum(c.kicks for c in cpus),
-            preempt_hit=self._sum_preempt_hit(),
-            preempt_miss=self._sum_preempt_miss(),
-            preempt_weird=self._sum_preempt_weird(),
-            token_stalls=self._sum_token_stalls(),
-            hardclocks=self.hardclocks,
-            longest_stretch_ns=self.longest_stretch,
-        )
-
 
 class _as_awaitable:
     """Lets a trap generator of the task driver be awaited."""

@@ -47,6 +47,9 @@ class PortSerializer(Protocol):
         """Panic unless the running thread holds it."""
 
 
+_RETURNED: Final = MSGF.DONE | MSGF.REPLY
+_SPECIAL: Final = MSGF.PRIORITY | MSGF.RECEIPT
+
 # --- thread ports --------------------------------------------------------------------------
 
 
@@ -95,14 +98,19 @@ def _arrive(port: Port, src: int) -> None:
 
 def thread_putport(port: Port, msg: LwktMsg) -> int:
     """Queue the message for the owner; always EASYNC. Counterpart: lwkt_thread_putport."""
-    if msg.flags & (MSGF.DONE | MSGF.REPLY):
+    flags = msg.flags
+    if flags & _RETURNED:
         panic("putport: the message is done")
     msg.target_port = port
     td = port.td
     assert td is not None
     cpu = td.cpu
     if cpu is _thread.curthread.cpu:
-        port.pushmsg(msg)
+        if flags & _SPECIAL:
+            port.pushmsg(msg)
+        else:
+            msg.flags = flags | MSGF.QUEUED
+            port.msgq.append(msg)
         if port.flags & MSGPORTF_WAITING:
             cpu.schedule_local(td)
     else:

@@ -44,7 +44,7 @@ from dfuser.libkern.errno import EASYNC, KKASSERT, panic
 from dfuser.libkern.ktr import KtrInfo, KtrMaster
 from dfuser.libkern.sysctl import Sysctl
 
-from . import thread as _thread
+from .synch import running
 
 if TYPE_CHECKING:
     from .machine import Lwkt
@@ -265,6 +265,8 @@ class PortStatistics:
 class Port:
     """A message port. Made by the ``initport_*`` functions of `msgkinds`.
 
+    It is listed by the machine of its owner, else of ``lwkt``, else of the running thread.
+
     Counterpart: struct lwkt_port (sys/msgport.h).
     """
 
@@ -319,6 +321,8 @@ class Port:
         self.ktr: KtrMaster | None = None
         if td is not None:
             lwkt = td.cpu.lwkt
+        elif lwkt is None and (cur := running()) is not None and cur.tid >= 0:
+            lwkt = cur.cpu.lwkt
         if lwkt is not None:
             self.ktr = lwkt.ktr.master("msgport")
             ports_of(lwkt).add(self)
@@ -388,11 +392,16 @@ class Port:
         if mflags & _NOT_WITH_TARGET != MSGF.DONE or port is None:
             panic("lwkt_domsg: the message is not its owner's")
         msg.flags = mflags & _SENT | MSGF.SYNC
-        error = self.beginmsg(msg)
+        self.puts += 1
+        error = self.ops.putport(self, msg)
+        ktr = self.ktr
+        if ktr is not None and ktr.mask:
+            ktr.log(self.ktr_put, self.name, error)
         if error == EASYNC:
             if mflags & MSGF.DROPABLE:
                 panic("lwkt_domsg: a dropable message")
             return await port.ops.waitmsg(msg, flags)
+        self.syncs += 1
         msg.flags |= MSGF.DONE | MSGF.REPLY
         msg.error = error
         return error
@@ -536,43 +545,3 @@ def ports_of(lwkt: Lwkt) -> PortSet:
     except KeyError:
         ports = own["ports"] = PortSet()
         return ports
-
-
-# --- the names of the C interface and of the paper -----------------------------------------
-
-
-def lwkt_initmsg(cmd: int, flags: int = 0) -> LwktMsg:
-    """A message with a command; answers go to the running thread's own port (2004)."""
-    from .msgkinds import thread_port  # the kinds are built on this module
-
-    return LwktMsg(thread_port(_thread.curthread), flags, cmd)
-
-
-def lwkt_initmsg_rp(reply_port: Port, cmd: int, flags: int = 0) -> LwktMsg:
-    """A message with a reply port and a command (2004)."""
-    return LwktMsg(reply_port, flags, cmd)
-
-
-def lwkt_sendmsg(port: Port, msg: LwktMsg) -> None:
-    """Counterpart: lwkt_sendmsg. See `Port.sendmsg`."""
-    port.sendmsg(msg)
-
-
-async def lwkt_domsg(port: Port, msg: LwktMsg, flags: int = 0) -> int:
-    """Counterpart: lwkt_domsg. See `Port.domsg`."""
-    return await port.domsg(msg, flags)
-
-
-def lwkt_beginmsg(port: Port, msg: LwktMsg) -> int:
-    """Counterpart: lwkt_beginmsg. See `Port.beginmsg`."""
-    return port.beginmsg(msg)
-
-
-def lwkt_forwardmsg(port: Port, msg: LwktMsg) -> int:
-    """Counterpart: lwkt_forwardmsg. See `Port.forwardmsg`."""
-    return port.forwardmsg(msg)
-
-
-def lwkt_replymsg(msg: LwktMsg, error: int) -> None:
-    """Counterpart: lwkt_replymsg. See `LwktMsg.replymsg`."""
-    msg.replymsg(error)

@@ -58,7 +58,7 @@ class Outcome:
 #: Task threads take a real trio checkpoint after this many switches that found nobody else.
 _SELF_SWITCH_LIMIT: Final = 64
 #: `Cpu.run` looks at the clock once in so many steps, or at every one if steps are long.
-_CLOCK_STEPS: Final = 8
+_CLOCK_MASK: Final = 8 - 1
 _LONG_STEPS_NS: Final = 60_000
 
 _reschedule = trio.lowlevel.reschedule
@@ -114,13 +114,11 @@ class Cpu(InterruptCpu):
         Returns an `Outcome`. Never suspends.
         """
         lwkt = self.lwkt
-        prev = _thread.curthread
-        check = now = end = 0
-        if limit_ns:
-            now = self.slice_start = lwkt.clock.monotonic_ns()
-            end = now + limit_ns
-            check = 1 if lwkt.measure_stretch else _CLOCK_STEPS
+        ktr = lwkt.ktr_ctxsw
         runq = self.runq
+        prev = _thread.curthread
+        self.slice_start = self.last_look = lwkt.clock.monotonic_ns() if limit_ns else -1
+        often = 0 if lwkt.measure_stretch else _CLOCK_MASK
         td = self._next()
         try:
             while td is not None:
@@ -139,19 +137,15 @@ class Cpu(InterruptCpu):
                         return Outcome.PAUSED
                     self.curthread = None
                 budget -= 1
-                if budget <= 0:
-                    return Outcome.MORE
-                check -= 1
-                if check == 0:
-                    was, now = now, lwkt.clock.monotonic_ns()
-                    if now >= end:
+                if not budget & often:
+                    often = self._look_at_clock(budget, limit_ns)
+                    if often < 0:
                         return Outcome.MORE
-                    check = 1 if self._long_steps(now - was) else _CLOCK_STEPS
                 if self.reqflags or self.stopped or not self.runmask:
                     td = self.elect()
                 else:
                     td = runq[self.runmask.bit_length() - 1][0]
-                    if td.toks or lwkt.ktr_ctxsw.mask:
+                    if td.toks or ktr.mask:
                         td = self.elect()
                     else:
                         td.switches += 1
@@ -160,12 +154,24 @@ class Cpu(InterruptCpu):
             _thread.curthread = prev
         return Outcome.IDLE if self.curthread is None else Outcome.HANDED
 
-    def _long_steps(self, ns: int) -> bool:
-        """Whether the clock must be looked at after every step; notes the time if asked to."""
-        if self.lwkt.measure_stretch:
-            self.lwkt.note_stretch(ns)
-            return True
-        return ns > _LONG_STEPS_NS
+    def _look_at_clock(self, budget: int, limit_ns: int) -> int:
+        """The mask of steps until the next look; -1: the turn is over.
+
+        Looks again after every step when steps are long, or when their time is to be measured.
+        """
+        if budget <= 0:
+            return -1
+        if not limit_ns:
+            return _CLOCK_MASK
+        lwkt = self.lwkt
+        now = lwkt.clock.monotonic_ns()
+        spent = now - self.last_look
+        self.last_look = now
+        if lwkt.measure_stretch:
+            lwkt.note_stretch(spent)
+        if now - self.slice_start >= limit_ns:
+            return -1
+        return 0 if lwkt.measure_stretch or spent > _LONG_STEPS_NS else _CLOCK_MASK
 
     def _next(self) -> Thread | None:
         """The thread to resume: one that spins, one handed over, or a newly elected one."""
@@ -207,7 +213,16 @@ class Cpu(InterruptCpu):
         wakes it (it may be the caller itself).
         """
         self.curthread = None
-        ntd = self.elect()
+        ntd: Thread | None
+        if self.reqflags or self.stopped or not self.runmask:
+            ntd = self.elect()
+        else:
+            ntd = self.runq[self.runmask.bit_length() - 1][0]
+            if ntd.toks or self.lwkt.ktr_ctxsw.mask:
+                ntd = self.elect()
+            else:
+                ntd.switches += 1
+                self.switches += 1
         if ntd is not None:
             if ntd.coro:
                 self.elected = ntd
@@ -230,7 +245,11 @@ class Cpu(InterruptCpu):
             if ntd is not None and not ntd.coro and ntd.task is not None:
                 _reschedule(ntd.task)
             assert td.abort is not None
-            yield from _wait_rescheduled(td.abort).__await__()
+            try:
+                yield from _wait_rescheduled(td.abort).__await__()
+            except BaseException:  # trio ends the task of a machine that has panicked
+                _thread.curthread = td
+                raise
         cpu = td.cpu
         if cpu.stopped:
             yield from cpu.freeze(td)

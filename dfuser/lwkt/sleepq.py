@@ -30,6 +30,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -151,7 +152,7 @@ class Synch:
     def __init__(self, lwkt: Lwkt) -> None:
         self.lwkt = lwkt
         self.ktr = lwkt.ktr.master("tsleep")
-        self.queues: tuple[dict[Key, dict[Thread, None]], ...] = tuple({} for _ in lwkt.cpus)
+        self.queues: tuple[dict[Key, OrderedDict[Thread, None]], ...] = tuple({} for _ in lwkt.cpus)
         self.masks: dict[Key, int] = {}
         self.delayed: dict[Thread, list[tuple[Any, int]]] = {}
         #: Set by the owner of Lwps; None while no thread can have signals.
@@ -185,7 +186,7 @@ class Synch:
         cpuid = td.cpu.cpuid
         queue = self.queues[cpuid].get(key)
         if queue is None:
-            queue = self.queues[cpuid][key] = {}
+            queue = self.queues[cpuid][key] = OrderedDict()
             self.masks[key] = self.masks.get(key, 0) | 1 << cpuid
         queue[td] = None
         td.flags |= TDF.TSLEEPQ
@@ -348,7 +349,8 @@ class Synch:
         if queue is None:
             return 0
         asleep = []
-        for td in tuple(queue):
+        while queue:
+            td = next(iter(queue))
             self.tsleep_remove(td)
             self.woken += 1
             if td.flags & TSLEEP_DESCHEDULED:

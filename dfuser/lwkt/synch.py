@@ -275,7 +275,8 @@ def wakeup_domain_one(ident: Any, domain: int) -> None:
 def wakeup_start_delayed() -> None:
     """Hold back up to two wakeups of this thread until `wakeup_end_delayed` or its next sleep.
 
-    Lets a thread wake somebody while it holds a lock the sleeper will want.
+    Lets a thread wake somebody while it holds a lock the sleeper will want. Must be ended before
+    the thread exits.
     """
     td = _thread.curthread
     synch_of(td.cpu.lwkt).delayed.setdefault(td, [])

@@ -345,9 +345,10 @@ def lwkt_deschedule_self() -> None:
     if td.flags & _RUNQ:
         cpu = td.cpu
         queue = cpu.runq[td.pri]
-        if queue[0] is td and len(queue) == 1:
+        if queue[0] is td:
             queue.popleft()
-            cpu.runmask ^= 1 << td.pri
+            if not queue:
+                cpu.runmask ^= 1 << td.pri
             td.flags ^= _RUNQ
         else:
             cpu.runq_remove(td)

@@ -20,8 +20,9 @@ import ctypes
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 NAMES = ("a", "b", "c", "d", "e", "f")
@@ -31,33 +32,35 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 Value = int | str | bytes | tuple["Value", ...] | None
 
-WEIGHTS = {
-    "create": 12,
-    "open_create": 6,
-    "write": 8,
-    "truncate": 4,
-    "unlink": 9,
-    "mkdir": 12,
-    "rmdir": 7,
-    "rename": 10,
-    "rename_noreplace": 3,
-    "rename_exchange": 4,
-    "link": 7,
-    "symlink": 6,
-    "mkfifo": 2,
-    "chmod": 5,
-    "chown": 4,
-    "utimens": 4,
-    "setxattr": 4,
-    "removexattr": 2,
-    "getxattr": 2,
-    "listxattr": 2,
-    "listdir": 6,
-    "stat": 6,
-    "lstat": 6,
-    "readlink": 3,
-    "read": 3,
-}
+WEIGHTS: Mapping[str, int] = MappingProxyType(
+    {
+        "create": 12,
+        "open_create": 6,
+        "write": 8,
+        "truncate": 4,
+        "unlink": 9,
+        "mkdir": 12,
+        "rmdir": 7,
+        "rename": 10,
+        "rename_noreplace": 3,
+        "rename_exchange": 4,
+        "link": 7,
+        "symlink": 6,
+        "mkfifo": 2,
+        "chmod": 5,
+        "chown": 4,
+        "utimens": 4,
+        "setxattr": 4,
+        "removexattr": 2,
+        "getxattr": 2,
+        "listxattr": 2,
+        "listdir": 6,
+        "stat": 6,
+        "lstat": 6,
+        "readlink": 3,
+        "read": 3,
+    }
+)
 
 
 class Operation(NamedTuple):
@@ -191,30 +194,36 @@ def rename_flags(source: str, target: str, flags: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-CALLS: dict[str, Callable[[str, Operation, Path], Value]] = {
-    "create": _create,
-    "open_create": _open_create,
-    "write": _write,
-    "read": _read,
-    "truncate": lambda p, op, root: os.truncate(p, op.number),
-    "unlink": lambda p, op, root: os.unlink(p),
-    "mkdir": lambda p, op, root: os.mkdir(p, op.number & 0o1777),
-    "rmdir": lambda p, op, root: os.rmdir(p),
-    "rename": lambda p, op, root: os.rename(p, root / op.other),
-    "rename_noreplace": lambda p, op, root: rename_flags(p, f"{root}/{op.other}", RENAME_NOREPLACE),
-    "rename_exchange": lambda p, op, root: rename_flags(p, f"{root}/{op.other}", RENAME_EXCHANGE),
-    "link": lambda p, op, root: os.link(p, root / op.other, follow_symlinks=False),
-    "symlink": lambda p, op, root: os.symlink(op.other, p),
-    "mkfifo": lambda p, op, root: os.mkfifo(p, op.number & 0o777),
-    "chmod": lambda p, op, root: os.chmod(p, op.number),
-    "chown": _chown,
-    "utimens": lambda p, op, root: os.utime(p, ns=(op.number, op.number * 10**9 + op.extra)),
-    "setxattr": _setxattr,
-    "removexattr": lambda p, op, root: os.removexattr(p, XATTRS[op.number % 3]),
-    "getxattr": lambda p, op, root: os.getxattr(p, XATTRS[op.number % 3]),
-    "listxattr": lambda p, op, root: tuple(sorted(n for n in os.listxattr(p) if n in XATTRS)),
-    "listdir": lambda p, op, root: tuple(sorted(os.listdir(p))),
-    "stat": _stat,
-    "lstat": _lstat,
-    "readlink": lambda p, op, root: os.readlink(p),
-}
+CALLS: Mapping[str, Callable[[str, Operation, Path], Value]] = MappingProxyType(
+    {
+        "create": _create,
+        "open_create": _open_create,
+        "write": _write,
+        "read": _read,
+        "truncate": lambda p, op, root: os.truncate(p, op.number),
+        "unlink": lambda p, op, root: os.unlink(p),
+        "mkdir": lambda p, op, root: os.mkdir(p, op.number & 0o1777),
+        "rmdir": lambda p, op, root: os.rmdir(p),
+        "rename": lambda p, op, root: os.rename(p, root / op.other),
+        "rename_noreplace": lambda p, op, root: rename_flags(
+            p, f"{root}/{op.other}", RENAME_NOREPLACE
+        ),
+        "rename_exchange": lambda p, op, root: rename_flags(
+            p, f"{root}/{op.other}", RENAME_EXCHANGE
+        ),
+        "link": lambda p, op, root: os.link(p, root / op.other, follow_symlinks=False),
+        "symlink": lambda p, op, root: os.symlink(op.other, p),
+        "mkfifo": lambda p, op, root: os.mkfifo(p, op.number & 0o777),
+        "chmod": lambda p, op, root: os.chmod(p, op.number),
+        "chown": _chown,
+        "utimens": lambda p, op, root: os.utime(p, ns=(op.number, op.number * 10**9 + op.extra)),
+        "setxattr": _setxattr,
+        "removexattr": lambda p, op, root: os.removexattr(p, XATTRS[op.number % 3]),
+        "getxattr": lambda p, op, root: os.getxattr(p, XATTRS[op.number % 3]),
+        "listxattr": lambda p, op, root: tuple(sorted(n for n in os.listxattr(p) if n in XATTRS)),
+        "listdir": lambda p, op, root: tuple(sorted(os.listdir(p))),
+        "stat": _stat,
+        "lstat": _lstat,
+        "readlink": lambda p, op, root: os.readlink(p),
+    }
+)

@@ -60,13 +60,14 @@ from dfuser.libkern.stat import (
     VWRITE,
     VType,
 )
-from dfuser.libkern.ucred import Ucred
 
 from .mountflags import MNT
 from .namecache import NCF, NamecacheEntry
 from .vattr import Vattr
 
 if TYPE_CHECKING:
+    from dfuser.libkern.ucred import Ucred
+
     from .mount import Mount
     from .vfs import Vfs
     from .vnode import Vnode
@@ -108,8 +109,6 @@ class NLC:
 
 _WXOK: Final = 0o555
 _XOK: Final = S_IXUSR | S_IXGRP | S_IXOTH
-#: Asks whether a file has an access control list at all.
-_NOBODY: Final = Ucred.of(65534, 65534)
 _OWN_CONTENTS: Final = (VType.VREG, VType.VDIR, VType.VLNK)
 
 
@@ -156,7 +155,7 @@ def naccess(
             found |= NLC.APPENDONLY
         if flags & IMMUTABLE:
             found |= NLC.IMMUTABLE
-    _note_mode(vp, va, ncp)
+    _note_mode(vfs, vp, va, ncp)
     naccess_va(va, nflags, cred, vp)
     return found
 
@@ -186,12 +185,12 @@ def _check_object(vp: Vnode, va: Vattr, mount: Mount, nflags: int) -> None:
             raise KError(EROFS)
 
 
-def _note_mode(vp: Vnode, va: Vattr, ncp: NamecacheEntry) -> None:
+def _note_mode(vfs: Vfs, vp: Vnode, va: Vattr, ncp: NamecacheEntry) -> None:
     """Keep the hints of the mode in the entry, so that walks need no attributes."""
     mode = va.mode or 0
     hints = 0
     open_to_all = va.type is VType.VDIR and mode & _WXOK == _WXOK
-    if open_to_all and vp.ops.use.vop_aclcheck(vp, va, VEXEC, _NOBODY) is None:
+    if open_to_all and vp.ops.use.vop_aclcheck(vp, va, VEXEC, vfs.nobody) is None:
         hints |= NCF.WXOK
     if not mode & _XOK:
         hints |= NCF.NOTX

@@ -7,14 +7,8 @@ files and current directories follow a rename, because **a rename moves the entr
 copying it. Removing a name marks its entry DESTROYED and takes it out of its directory: holders
 keep a dead entry, and the name can be used again at once.
 
-**What is bounded.** Negative entries: a sixteenth of kern.maxvnodes, least recently used first;
-positive ones: the vnode limit takes their vnodes, and leaf entries beyond twice that limit (hard
-links) go too. Both limits have hysteresis: work starts above the limit and ends at 9/10 (5/6), in
-small batches on the way of whoever adds an entry, in large ones by vnlru.
-
-**Waiting.** Nothing here waits. When a file system says `Block` while it resolves an entry, the
-entry is locked for the time of the wait (sleep "ncplk"): others who need the same name wait for the
-first one instead of asking again. Afterwards each runs its operation again from the start.
+How much is remembered is `nclimits`; how entries are resolved, and what waits for what, is
+`ncresolve`; the way from entries to paths and back is `ncpath`; crossing mounts is `ncmount`.
 ``generation`` of an entry counts its renames and removals, for code that held it across a wait.
 
 Counterpart: kern/vfs_cache.c.
@@ -31,18 +25,17 @@ Invariants: numcache is the number of entries reachable from mount roots, roots 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dfuser.libkern.errno import EINVAL, ENOENT, ENOTCONN, EXDEV, KKASSERT, KError, panic
+from dfuser.libkern.errno import ENOENT, ENOTCONN, KKASSERT, KError, panic
 from dfuser.libkern.ktr import KtrInfo
 from dfuser.libkern.param import HZ
 from dfuser.libkern.stat import VType
 from dfuser.libkern.sysctl import INT, LONG, OPAQUE, RD, RW, ULONG, Sysctl
-from dfuser.lwkt.block import Block
-from dfuser.lwkt.synch import tsleep, wakeup
 
-from . import ncpath
+from . import ncpath, ncresolve
 from .namecache import CINV, NCF, NamecacheEntry, NcHandle
+from .nclimits import NcLimits
 from .ncmount import NcmountCache
 
 if TYPE_CHECKING:
@@ -53,10 +46,6 @@ if TYPE_CHECKING:
     from .vnode import Vnode
 
 __all__ = ["CINV", "NCF", "NameCache", "NamecacheEntry", "NcHandle", "NchStats"]
-
-#: No limit is enforced below these. Counterpart: MINNEG, MINPOS (kern/vfs_cache.c).
-MINNEG: Final = 1024
-MINPOS: Final = 1024
 
 
 class NchStats(NamedTuple):
@@ -101,7 +90,6 @@ class NameCache:
     ktr_rename = KtrInfo("namecache", "rename", "%s to %s")
     ktr_unlink = KtrInfo("namecache", "unlink", "%s")
     ktr_inval = KtrInfo("namecache", "inval", "%s flags %d held %d")
-    ktr_flush = KtrInfo("namecache", "flush", "negatives %d positives %d")
 
     sysctls = (
         Sysctl("vfs.cache.numneg", "Negative entries", attr="numneg", kind=LONG),
@@ -115,14 +103,6 @@ class NameCache:
         Sysctl("vfs.cache.numcwdfailnf", "Paths not found", attr="numcwdfailnf", kind=ULONG),
         Sysctl("vfs.cache.numcwdfailsz", "Paths too long", attr="numcwdfailsz", kind=ULONG),
         Sysctl("vfs.cache.numcwdfound", "Paths found", attr="numcwdfound", kind=ULONG),
-        Sysctl("debug.ncnegflush", "Negative entries flushed at once", attr="ncnegflush", flags=RW,
-               minimum=1, maximum=100_000),
-        Sysctl("debug.ncposflush", "Positive entries flushed at once", attr="ncposflush", flags=RW,
-               minimum=1, maximum=100_000),
-        Sysctl("debug.ncnegfactor", "kern.maxvnodes by this is the limit of negative entries",
-               attr="ncnegfactor", flags=RW, minimum=1, maximum=1 << 20, setter="set_negfactor"),
-        Sysctl("debug.ncposlimit", "Most leaf entries; 0 is twice kern.maxvnodes",
-               attr="ncposlimit", flags=RW, minimum=0, setter="set_poslimit"),
         Sysctl("debug.nclockwarn", "Warn when an entry is waited for longer, in ticks",
                attr="nclockwarn", flags=RW, minimum=1),
         Sysctl("debug.numdefered", "Entries whose zap was put off", getter=lambda _: 0, kind=LONG),
@@ -142,24 +122,16 @@ class NameCache:
         self.numcache = 0
         self.numleafs = 0
         self.numunlinked = 0
-        self.ncnegflush = 10
-        self.ncposflush = 10
-        self.ncnegfactor = 16
-        self.ncposlimit = 0
         self.nclockwarn = 5 * HZ
         self.disablecwd = 0
         self.disablefullpath = 0
         self.goodhits = self.neghits = self.badhits = self.miss = 0
         self.longhits = self.longmiss = 0
         self.numcwdcalls = self.numcwdfailnf = self.numcwdfailsz = self.numcwdfound = 0
-        self.zapped = self.negflushed = self.posflushed = self.waits = 0
+        self.zapped = self.waits = 0
         self.locked = 0
-        #: Counts from which `hysteresis` may have something to do; below them it is not called.
-        self._negmark = self._posmark = 0
-        self._neg_high = [False, False]
-        self._pos_high = [False, False]
-        self._posrover: Vnode | None = None
-        self._ktr = vfs.ktr.master("namecache")
+        self.ktr = vfs.ktr.master("namecache")
+        self.limits = NcLimits(self)
 
     # --- holding -----------------------------------------------------------------------------
 
@@ -218,7 +190,7 @@ class NameCache:
         """A new unresolved entry, linked and held; keeps the limits first."""
         if par.flags & NCF.DESTROYED:
             raise KError(ENOENT)
-        if self.numneg > self._negmark or self.numleafs > self._posmark:
+        if self.numneg > self.limits.negmark or self.numleafs > self.limits.posmark:
             par.refs += 1
             self.hysteresis(True)
             par.refs -= 1
@@ -421,8 +393,8 @@ class NameCache:
         The vnode is told to finalize: without users it is deactivated here and now, so call this
         as the last step of a removal. Counterpart: cache_unlink.
         """
-        if self._ktr.mask:
-            self._ktr.log(self.ktr_unlink, ncp.name)
+        if self.ktr.mask:
+            self.ktr.log(self.ktr_unlink, ncp.name)
         ncp.refs += 1
         self._destroy(ncp)
         self._finalize(ncp)
@@ -444,8 +416,8 @@ class NameCache:
 
         Holders of ``fncp`` see the new path. Counterpart: cache_rename.
         """
-        if self._ktr.mask:
-            self._ktr.log(self.ktr_rename, fncp.name, tncp.name)
+        if self.ktr.mask:
+            self.ktr.log(self.ktr_rename, fncp.name, tncp.name)
         tpar = tncp.parent
         if tpar is None:
             panic("cache_rename onto the root of a mount")
@@ -504,8 +476,8 @@ class NameCache:
         self.setunresolved(ncp)
         if flags & CINV.DESTROY:
             self._destroy(ncp)
-        if self._ktr.mask:
-            self._ktr.log(self.ktr_inval, ncp.name, flags, held)
+        if self.ktr.mask:
+            self.ktr.log(self.ktr_inval, ncp.name, flags, held)
         self.drop(ncp)
         return held
 
@@ -544,206 +516,17 @@ class NameCache:
         """
         return self.inval(mount.ncmountpt.ncp, CINV.CHILDREN)
 
-    # --- resolving ---------------------------------------------------------------------------
+    # --- resolving and limits ----------------------------------------------------------------
 
     def resolve(self, ncp: NamecacheEntry, mount: Mount, cred: Ucred) -> int:
-        """Make sure that an entry is resolved, asking the file system if need be.
-
-        Counterpart: cache_resolve.
-
-        Returns:
-            0 for a positive, ENOENT for a negative entry; also for a name that does not exist and
-            must not be remembered (the file system raised ENOENT; the entry stays unresolved).
-
-        Raises:
-            KError: EINVAL, the entry is destroyed; EXDEV, it hangs on nothing; or the file
-                system's own error, and the entry stays unresolved.
-            Block: the file system must wait.
-        """
+        """Make sure an entry is resolved: 0 positive, ENOENT not there. See `ncresolve.resolve`."""
         if not ncp.flags & NCF.UNRESOLVED:
             return ncp.error
-        if ncp.flags & NCF.DESTROYED:
-            raise KError(EINVAL)
-        if ncp is mount.ncmountpt.ncp:
-            return self._resolve_mp(ncp, mount)
-        par = ncp.parent
-        if par is None:
-            raise KError(EXDEV)
-        if par.vp is None:
-            self._resolve_chain(par, mount, cred)
-        dvp = par.vp
-        if dvp is None:
-            raise KError(ENOENT)
-        if ncp.flags & NCF.LOCKED:
-            raise Block(self._waiter(ncp), "ncplk")
-        self.miss += 1
-        try:
-            dvp.ops.use.vop_nresolve(dvp, ncp, cred)
-        except Block as block:
-            raise self._blocked(ncp, block) from None
-        except KError as error:
-            if error.errno != ENOENT or not ncp.flags & NCF.UNRESOLVED:
-                raise
-            return ENOENT
-        KKASSERT(not ncp.flags & NCF.UNRESOLVED, "vop_nresolve left the entry unresolved")
-        if self._ktr.mask:
-            self._ktr.log(self.ktr_resolve, ncp.name, ncp.error)
-        return ncp.error
-
-    def _resolve_chain(self, ncp: NamecacheEntry, mount: Mount, cred: Ucred) -> None:
-        """Resolve the unresolved directories above, the topmost first."""
-        chain: list[NamecacheEntry] = []
-        cur: NamecacheEntry | None = ncp
-        while cur is not None and cur.vp is None:
-            if cur.flags & NCF.DESTROYED:
-                raise KError(ENOENT)
-            chain.append(cur)
-            if cur is mount.ncmountpt.ncp:
-                break
-            cur = cur.parent
-        for entry in reversed(chain):
-            entry.refs += 1
-        try:
-            for entry in reversed(chain):
-                if self.resolve(entry, mount, cred):
-                    raise KError(ENOENT)
-        finally:
-            for entry in chain:
-                self.drop(entry)
-
-    def _resolve_mp(self, ncp: NamecacheEntry, mount: Mount) -> int:
-        """Resolve the root entry of a mount. Counterpart: cache_resolve_mp."""
-        vp = mount.ops.vfs_root(mount)
-        if ncp.flags & NCF.UNRESOLVED:
-            self.setvp(ncp, vp)
-        vp.rele()
-        return 0
-
-    def _blocked(self, ncp: NamecacheEntry, block: Block) -> Block:
-        """Wrap a file system's `Block` so that the entry is locked while it is waited for."""
-        self.waits += 1
-        if self._ktr.mask:
-            self._ktr.log(self.ktr_wait, ncp.name)
-        ncp.refs += 1
-
-        async def wait() -> int:
-            ncp.flags |= NCF.LOCKED
-            self.locked += 1
-            try:
-                return await block.wait()
-            finally:
-                ncp.flags &= ~NCF.LOCKED
-                self.locked -= 1
-                wakeup(ncp)
-                self.drop(ncp)
-
-        return Block(wait, block.wmesg, block.exclusive)
-
-    def _waiter(self, ncp: NamecacheEntry) -> ncpath.Waiter:
-        """What a second one who needs a locked entry waits for; says so after nclockwarn."""
-        ncp.refs += 1
-
-        async def wait() -> int:
-            warned = False
-            try:
-                while ncp.flags & NCF.LOCKED:
-                    await tsleep(ncp, 0, "ncplk", self.nclockwarn)
-                    if ncp.flags & NCF.LOCKED and not warned:
-                        warned = True
-                        name = ncp.name.decode("utf-8", "replace")
-                        self.vfs.msgbuf.kprintf(f"[diagnostic] cache_lock: blocked on {name}\n")
-                return 0
-            finally:
-                self.drop(ncp)
-
-        return wait
-
-    # --- limits ------------------------------------------------------------------------------
-
-    @property
-    def neglimit(self) -> int:
-        """Most negative entries (never enforced below MINNEG)."""
-        return self.vfs.vnodes.maxvnodes // self.ncnegfactor
-
-    @property
-    def poslimit(self) -> int:
-        """Most leaf entries (never enforced below MINPOS)."""
-        return self.ncposlimit or self.vfs.vnodes.maxvnodes * 2
+        return ncresolve.resolve(self, ncp, mount, cred)
 
     def hysteresis(self, critpath: bool) -> None:
-        """Keep the limits: small steps on the critical path, the whole excess for vnlru.
-
-        Counterpart: cache_hysteresis.
-        """
-        neglimit, poslimit = self.neglimit, self.poslimit
-        if not critpath:
-            neglimit = neglimit * 8 // 10
-            poslimit = poslimit * 8 // 10
-        if self._neg_high[critpath]:
-            over = min(self.numneg - MINNEG * 9 // 10, self.numneg * 9 // 10 - neglimit)
-        else:
-            over = min(self.numneg - MINNEG, self.numneg - neglimit)
-        self._neg_high[critpath] = over > 0
-        if over > 0:
-            self._cleanneg(self.ncnegflush if critpath else self.ncnegflush + over)
-        if self._pos_high[critpath]:
-            over = min(self.numleafs - MINPOS, self.numleafs - poslimit * 5 // 6)
-        else:
-            over = min(self.numleafs - MINPOS, self.numleafs - poslimit)
-        self._pos_high[critpath] = over > 0
-        if over > 0:
-            self._cleanpos(self.ncposflush if critpath else self.ncposflush + over)
-        if critpath:
-            self._set_marks(neglimit, poslimit)
-
-    def _set_marks(self, neglimit: int, poslimit: int) -> None:
-        """Say from when on the critical path has to look at the limits again."""
-        low = max(MINNEG, neglimit)
-        self._negmark = low * 9 // 10 if self._neg_high[True] else low
-        low = max(MINPOS, poslimit)
-        self._posmark = low * 5 // 6 if self._pos_high[True] else low
-
-    def limits_changed(self) -> None:
-        """A limit is not what it was: let the next new entry look."""
-        self._negmark = self._posmark = 0
-
-    def set_negfactor(self, value: int) -> None:
-        """Change debug.ncnegfactor."""
-        self.ncnegfactor = value
-        self.limits_changed()
-
-    def set_poslimit(self, value: int) -> None:
-        """Change debug.ncposlimit."""
-        self.ncposlimit = value
-        self.limits_changed()
-
-    def _cleanneg(self, count: int) -> None:
-        """Zap the negative entries used longest ago; held ones go to the end of the line."""
-        for _ in range(min(count, self.numneg)):
-            ncp = next(iter(self.neg))
-            if self.zap(ncp):
-                self.negflushed += 1
-            else:
-                self.neg.move_to_end(ncp)
-
-    def _cleanpos(self, count: int) -> None:
-        """Zap leaf entries of vnodes, going round the active list."""
-        vnodes = self.vfs.vnodes
-        head = vnodes.active.head
-        todo = count
-        for _ in range(count * 4):
-            vp = self._posrover
-            if vp is None or vp.v_next is None or vp.v_next is head:
-                vp = vnodes.active.first()
-            else:
-                vp = vp.v_next
-            self._posrover = vp
-            if vp is None or todo <= 0:
-                break
-            for ncp in vp.ncps()[:todo]:
-                if self.zap(ncp):
-                    self.posflushed += 1
-                    todo -= 1
+        """Keep the limits. See `nclimits.NcLimits.hysteresis`."""
+        self.limits.hysteresis(critpath)
 
     # --- paths and mounts --------------------------------------------------------------------
 
@@ -774,7 +557,7 @@ class NameCache:
     def statistics(self) -> CacheStatistics:
         """The figures of this moment."""
         return CacheStatistics(
-            self.numcache, self.numleafs, self.numneg, self.numunlinked, self.neglimit,
-            self.poslimit, self.locked, self.nchstats(), self.zapped, self.negflushed,
-            self.posflushed, self.waits,
+            self.numcache, self.numleafs, self.numneg, self.numunlinked, self.limits.neglimit,
+            self.limits.poslimit, self.locked, self.nchstats(), self.zapped,
+            self.limits.negflushed, self.limits.posflushed, self.waits,
         )  # fmt: skip

@@ -56,13 +56,16 @@ from dfuser.libkern.sysctl import INT, RW, Sysctl
 from dfuser.lwkt.block import Block
 from dfuser.lwkt.synch import tsleep, wakeup
 
+from .vnode import V
+
 if TYPE_CHECKING:
     from .vnode import Vnode
 
 OFF_MAX: Final = (1 << 63) - 1
 
-#: Four locks for each of the processes a default system may have (maxproc).
-MAXPOSIXLOCKSPERUID: Final = 4 * 4072
+#: Four for each process the system may have; a machine of 2 GiB has maxusers 256 and maxproc
+#: 20 + 16 * maxusers (kern/subr_param.c).
+MAXPOSIXLOCKSPERUID: Final = 4 * (20 + 16 * 256)
 
 _START: Final = attrgetter("start")
 
@@ -422,4 +425,5 @@ def lf_advlock(
             return None
         lockf = vp.lockf = Lockf()
     lockf.setlock(owner, fl.type, flags | noend, start, end)
+    vp.flag |= V.MAYHAVELOCKS
     return None

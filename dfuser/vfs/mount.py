@@ -29,9 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dfuser.libkern.errno import (
     EBUSY,
-    EEXIST,
     EINVAL,
-    ENODEV,
     ENOENT,
     ENOTDIR,
     EOPNOTSUPP,
@@ -49,7 +47,7 @@ from dfuser.lwkt.synch import tsleep
 
 from .mountflags import MNT, MNTK, VFCF, VQ_MOUNT, VQ_UNMOUNT, MountOptions
 from .namecache import CINV, NCF, NcHandle
-from .vattr import Statfs
+from .vfsops import FsType, FsTypes, VfsOps
 from .vnode import V
 
 if TYPE_CHECKING:
@@ -67,86 +65,6 @@ __all__ = ["MNT", "MNTK", "VFCF", "FsType", "FsTypes", "Mount", "MountList", "Mo
 #: Tries of a waiting unmount, and ticks between them. Counterpart: dounmount.
 UNMOUNT_TRIES: Final = 10
 UNMOUNT_PAUSE: Final = HZ // 10 + 1
-
-
-class VfsOps:
-    """What a file system can do as a whole; one object for each mount.
-
-    Counterpart: struct vfsops (sys/mount.h).
-    """
-
-    def vfs_mount(self, mp: Mount, source: str, options: dict[str, str], cred: Ucred) -> None:
-        """Bring the file system up, or with MNT.UPDATE in ``mp.flag`` change how it is mounted.
-
-        Sets ``mp.vn_cell`` and ``mp.data``. A file system that shares the names of another mount
-        also sets ``mp.ncmountpt`` and MNTK.NCALIASED. Raises `KError` having changed nothing.
-        """
-        raise KError(EOPNOTSUPP)
-
-    def vfs_start(self, mp: Mount) -> None:
-        """The mount is in the tree."""
-
-    def vfs_unmount(self, mp: Mount, flags: int) -> None:
-        """Shut down. No vnode of the mount is left but dead ones."""
-
-    def vfs_root(self, mp: Mount) -> Vnode:
-        """The root directory's vnode, referenced."""
-        raise KError(EOPNOTSUPP)
-
-    def vfs_statfs(self, mp: Mount) -> Statfs:
-        """How big and how full it is."""
-        raise KError(EOPNOTSUPP)
-
-    def vfs_sync(self, mp: Mount, waitfor: int) -> None:
-        """Write what is dirty (MNT_WAIT, MNT_NOWAIT or MNT_LAZY, `vop`)."""
-
-    def vfs_vget(self, mp: Mount, ino: int) -> Vnode:
-        """The vnode of an inode number, referenced; ESTALE or ENOENT when there is none."""
-        raise KError(EOPNOTSUPP)
-
-
-class FsType(NamedTuple):
-    """A registered file system type. Counterpart: struct vfsconf (sys/mount.h)."""
-
-    name: str
-    factory: Callable[[], VfsOps]
-    flags: int
-    typenum: int
-
-
-class FsTypes:
-    """The types a kernel can mount. Counterpart: vfsconf list, vfs_register."""
-
-    def __init__(self) -> None:
-        self._types: dict[str, FsType] = {}
-        self._next = 1
-
-    def register(self, name: str, factory: Callable[[], VfsOps], flags: int = 0) -> FsType:
-        """Make a type known; numbers count up from 1.
-
-        Raises:
-            KError: EEXIST, the name is taken.
-        """
-        if name in self._types:
-            raise KError(EEXIST, f"file system type {name} is registered already")
-        fstype = FsType(name, factory, flags, self._next)
-        self._next += 1
-        self._types[name] = fstype
-        return fstype
-
-    def find(self, name: str) -> FsType:
-        """Look a type up. Counterpart: vfsconf_find_by_name.
-
-        Raises:
-            KError: ENODEV, no such type.
-        """
-        fstype = self._types.get(name)
-        if fstype is None:
-            raise KError(ENODEV, f"no file system type {name}")
-        return fstype
-
-    def __iter__(self) -> Iterator[FsType]:
-        return iter(tuple(self._types.values()))
 
 
 class Mount:

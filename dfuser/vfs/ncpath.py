@@ -16,8 +16,7 @@ Invariants: a path returned by `fullpath` led to the place at that moment.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from dfuser.libkern.errno import EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, KError
 from dfuser.libkern.param import MAXPATHLEN
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from .cache import NameCache
     from .mount import Mount
     from .vnode import Vnode
-
-Waiter: TypeAlias = Callable[[], Awaitable[int]]
 
 #: Directory entries asked for at a time by the search for a name.
 _SCAN: Final = 256

@@ -205,7 +205,7 @@ def _step(nd: NlookupData, path: bytes) -> bytes:
         elif error:
             raise KError(error)
         if ncp.flags & NCF.ISSYMLINK and (rest or nd.flags & NLC.FOLLOW):
-            return _readsymlink(nd, NcHandle(ncp, nch.mount)) + rest
+            return _readsymlink(nd, NcHandle(ncp, nch.mount), rest)
         return _arrive(nd, NcHandle(ncp, nch.mount), rest, last, dflags)
     finally:
         nd.vfs.cache.drop(ncp)
@@ -304,8 +304,8 @@ def _early(nd: NlookupData, nch: NcHandle, name: bytes, error: int, dflags: int)
         raise KError(EINVAL)
 
 
-def _readsymlink(nd: NlookupData, nch: NcHandle) -> bytes:
-    """The target of a link, checked. Counterpart: nreadsymlink."""
+def _readsymlink(nd: NlookupData, nch: NcHandle, rest: bytes) -> bytes:
+    """The target of a link with the rest of the path, checked. Counterpart: nreadsymlink."""
     nd.loopcnt += 1
     if nd.loopcnt > MAXSYMLINKS:
         raise KError(ELOOP)
@@ -320,9 +320,9 @@ def _readsymlink(nd: NlookupData, nch: NcHandle) -> bytes:
         target = nd.varsym(target)
     if not target:
         raise KError(ENOENT)
-    if len(target) >= MAXPATHLEN:
+    if len(target) + len(rest) >= MAXPATHLEN:
         raise KError(ENAMETOOLONG)
-    return target
+    return target + rest
 
 
 def _arrive(nd: NlookupData, nch: NcHandle, rest: bytes, last: bool, dflags: int) -> bytes:

@@ -8,8 +8,8 @@ it. What it shows lives elsewhere, so every operation first asks `PfsNode.alive`
 The rules of such a tree:
 
 * **A file is worked out when it is opened** and stays as it was for that open, so that a reader
-  that takes it in pieces gets one consistent text. Its size is 0 in stat, because nobody knows it
-  before; readers read until the end (direct I/O).
+  that takes it in pieces gets one consistent text. Its size is 0 in stat, and so is that of a link,
+  because nobody knows it before; readers read until the end (direct I/O).
 * **One write is one command.** The offset means nothing, the error of the write is the error of the
   command. What a command answers can be read from the same open.
 * **Inode numbers** belong to an identity (a path, a process and not its id), are the same as long
@@ -31,6 +31,7 @@ all opened texts together stay below ``maxcontent``.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from dfuser.libkern.errno import EFBIG, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, KError
@@ -61,7 +62,7 @@ COOKIE_DOTDOT: Final = 2
 ROOT_INO: Final = 8
 FIRST_INO: Final = 16
 
-_DTYPES: Final = {VType.VDIR: DT_DIR, VType.VREG: DT_REG, VType.VLNK: DT_LNK}
+_DTYPES: Final = MappingProxyType({VType.VDIR: DT_DIR, VType.VREG: DT_REG, VType.VLNK: DT_LNK})
 
 
 class PfsEntry(NamedTuple):
@@ -124,6 +125,13 @@ class PfsNode:
         """Whether what it shows still exists."""
         return True
 
+    def visible(self, cred: Ucred) -> bool:
+        """Whether ``cred`` may know of it.
+
+        Names in the namecache are everybody's, so this is asked again at each use.
+        """
+        return True
+
     def mode(self) -> int:
         """Permission bits."""
         return 0o444
@@ -151,6 +159,8 @@ class PfsDir(PfsNode):
     __slots__ = ()
 
     vtype = VType.VDIR
+    #: Whether `entries` gives ascending inode numbers, so that a long listing can stop early.
+    ordered: ClassVar[bool] = False
 
     def mode(self) -> int:
         """Anybody may look."""
@@ -160,8 +170,13 @@ class PfsDir(PfsNode):
         """The node of a name now, None when there is none (or ``cred`` may not know of it)."""
         raise KError(ENOENT)
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
-        """Every name there is now, in any order."""
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
+        """Every name there is now.
+
+        Args:
+            cred: who lists.
+            after: names whose inode number is not larger need not be given.
+        """
         return ()
 
 
@@ -215,7 +230,7 @@ class StaticDir(PfsDir):
         """A child by name."""
         return self.children.get(name)
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
         """The children."""
         return [node.entry(name) for name, node in self.children.items()]
 
@@ -349,6 +364,23 @@ class PfsMount:
         if node is node.parent:
             vp.flag |= V.ROOT
         return vp
+
+    def find_node(self, ino: int, cred: Ucred) -> PfsNode | None:
+        """The node of an inode number, found by walking the tree; None when there is none."""
+        if ino == self.root.ino:
+            return self.root
+        todo: list[PfsDir] = [self.root]
+        while todo:
+            directory = todo.pop()
+            for entry in directory.entries(cred):
+                if entry.ino != ino and entry.dtype != DT_DIR:
+                    continue
+                node = directory.lookup(entry.name, cred)
+                if node is not None and node.ino == ino:
+                    return node
+                if isinstance(node, PfsDir):
+                    todo.append(node)
+        return None
 
     def freev(self, vp: Vnode) -> None:
         """The vnode is being reclaimed. Counterpart: procfs_freevp."""

@@ -13,6 +13,7 @@ Invariants: an operation on a node whose object is gone answers ENOENT and chang
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from dfuser.libkern.errno import (
@@ -27,6 +28,7 @@ from dfuser.libkern.errno import (
     KError,
 )
 from dfuser.libkern.fcntl import FREAD, FWRITE
+from dfuser.libkern.param import DEV_BSIZE
 from dfuser.libkern.stat import DT_DIR
 from dfuser.libkern.ucred import Ucred
 
@@ -39,6 +41,7 @@ from .pseudofs import (
     COOKIE_DOTDOT,
     InodeTable,
     PfsDir,
+    PfsEntry,
     PfsFile,
     PfsLink,
     PfsMount,
@@ -50,7 +53,7 @@ from .vattr import Dirent, Statfs, Vattr
 from .vop import EXTATTR_NAMESPACE_USER, Buffer, OpsCell, VnodeOps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .cache import NamecacheEntry
     from .mount import Mount
@@ -80,10 +83,16 @@ class PfsOps(VnodeOps):
         self.fs = fs
 
     @staticmethod
-    def node(vp: Vnode) -> PfsNode:
-        """The node behind ``vp``. Raises KError ENOENT when what it shows is gone."""
+    def node(vp: Vnode, cred: Ucred | None = None) -> PfsNode:
+        """The node behind ``vp``.
+
+        Raises:
+            KError: ENOENT, what it shows is gone, or ``cred`` may not know of it.
+        """
         node: PfsNode | None = vp.data
         if node is None or not node.alive():
+            raise KError(ENOENT)
+        if cred is not None and not node.visible(cred):
             raise KError(ENOENT)
         return node
 
@@ -91,7 +100,7 @@ class PfsOps(VnodeOps):
 
     def vop_open(self, vp: Vnode, mode: int, cred: Ucred) -> Any:
         """Work a file out, if it is opened for reading only; else at its first reading."""
-        node = self.node(vp)
+        node = self.node(vp, cred)
         fs = self.fs
         if not isinstance(node, PfsFile):
             return None
@@ -114,7 +123,7 @@ class PfsOps(VnodeOps):
         own = fdata if isinstance(fdata, PfsOpen) else None
         content = own.content if own is not None else None
         if content is None:
-            node = self.node(vp)
+            node = self.node(vp, cred)
             if not isinstance(node, PfsFile):
                 raise KError(EINVAL)
             content = self.fs.render(node, cred, own)
@@ -124,7 +133,7 @@ class PfsOps(VnodeOps):
         self, vp: Vnode, offset: int, data: Buffer, ioflag: int, cred: Ucred, fdata: Any = None
     ) -> int:
         """Obey one command. Raises KError EMSGSIZE when it is too long, or its own error."""
-        node = self.node(vp)
+        node = self.node(vp, cred)
         if not isinstance(node, PfsFile):
             raise KError(EINVAL)
         if len(data) > COMMAND_MAX:
@@ -152,25 +161,21 @@ class PfsOps(VnodeOps):
 
     def vop_access(self, vp: Vnode, mode: int, cred: Ucred) -> None:
         """By owner, group and mode of the node."""
+        self.node(vp, cred)
         vaccess(vp, self.vop_getattr(vp), mode, cred)
 
     def vop_getattr(self, vp: Vnode) -> Vattr:
-        """Attributes of this moment; the size of a text is 0, nobody knows it before."""
+        """Attributes of this moment; the size of texts and links is 0, nobody knows it before."""
         node = self.node(vp)
         uid, gid = node.owner()
         fs = self.fs
         when = node.timestamp() or fs.times or fs.vfs.clock.realtime_ns()
-        size = 0
-        if isinstance(node, PfsLink):
-            size = self._link_size(node)
-        elif isinstance(node, PfsDir):
-            size = 512
         return Vattr(
             type=vp.type,
             mode=node.mode(),
             uid=uid,
             gid=gid,
-            size=size,
+            size=DEV_BSIZE if isinstance(node, PfsDir) else 0,
             atime=when,
             mtime=when,
             ctime=when,
@@ -181,14 +186,6 @@ class PfsOps(VnodeOps):
             fsid=fs.mp.fsid,
             blocksize=_BLOCK,
         )
-
-    @staticmethod
-    def _link_size(node: PfsLink) -> int:
-        """Length of a link's target; 0 for a link that nobody can follow now."""
-        try:
-            return len(node.readlink(Ucred.root()))
-        except KError:
-            return 0
 
     def vop_setattr(self, vp: Vnode, vap: Vattr, cred: Ucred) -> None:
         """Size and times of a writable file: accepted, nothing changes. The rest is refused.
@@ -235,7 +232,7 @@ class PfsOps(VnodeOps):
         self, vp: Vnode, cookie: int, limit: int, cred: Ucred, plus: bool = False
     ) -> Sequence[Dirent]:
         """Names in the order of their inode numbers, which are the cookies."""
-        node = self.node(vp)
+        node = self.node(vp, cred)
         if not isinstance(node, PfsDir):
             raise KError(ENOTDIR)
         if cookie < 0:
@@ -245,9 +242,11 @@ class PfsOps(VnodeOps):
             out.append(Dirent(node.ino, DT_DIR, b".", COOKIE_DOT))
         if cookie < COOKIE_DOTDOT:
             out.append(Dirent(node.parent.ino, DT_DIR, b"..", COOKIE_DOTDOT))
-        rest = [entry for entry in node.entries(cred) if entry.ino > cookie]
-        rest.sort(key=lambda entry: entry.ino)
-        out += [Dirent(e.ino, e.dtype, e.name, e.ino) for e in rest[: max(0, limit - len(out))]]
+        rest: Iterable[PfsEntry] = (e for e in node.entries(cred, cookie) if e.ino > cookie)
+        if not node.ordered:
+            rest = sorted(rest, key=lambda entry: entry.ino)
+        room = max(0, limit - len(out))
+        out += [Dirent(e.ino, e.dtype, e.name, e.ino) for e in islice(rest, room)]
         return out[:limit]
 
     def vop_nresolve(self, dvp: Vnode, ncp: NamecacheEntry, cred: Ucred) -> None:
@@ -259,7 +258,7 @@ class PfsOps(VnodeOps):
         Raises:
             KError: ENOTDIR; ENOENT, the directory itself is gone.
         """
-        dnode = self.node(dvp)
+        dnode = self.node(dvp, cred)
         if not isinstance(dnode, PfsDir):
             raise KError(ENOTDIR)
         node = dnode.lookup(ncp.name, cred)
@@ -392,11 +391,15 @@ class PfsVfsOps(VfsOps):
         """Nothing is stored."""
 
     def vfs_vget(self, mp: Mount, ino: int) -> Vnode:
-        """The vnode of an inode number while it is in memory. Raises KError ENOENT."""
-        vp: Vnode | None = mp.data.vnodes.get(ino)
-        if vp is None:
+        """The vnode of an inode number, in memory or found in the tree. Raises KError ENOENT."""
+        fs: PfsMount = mp.data
+        vp = fs.vnodes.get(ino)
+        if vp is not None:
+            return vp.table.vget(vp)
+        node = fs.find_node(ino, Ucred.root())
+        if node is None:
             raise KError(ENOENT)
-        return vp.table.vget(vp)
+        return fs.allocv(node)
 
     def statistics(self, mp: Mount) -> PfsStatistics:
         """Figures of the mounted tree."""

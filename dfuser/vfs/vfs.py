@@ -24,7 +24,7 @@ from dfuser.libkern.ucred import Ucred
 from .cache import CacheStatistics, NameCache
 from .mount import FsTypes, MountList, MountStatistics
 from .syncer import Syncer, SyncerStatistics
-from .vnode import VnodeStatistics, VnodeTable
+from .vnodetable import VnodeStatistics, VnodeTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +103,8 @@ class Vfs:
         self.hardlink_check_gid = 0
         #: As whom the kernel itself asks a file system. Counterpart: proc0's credentials.
         self.fscred = Ucred.root()
+        #: A user who owns nothing and is in no group.
+        self.nobody = Ucred.of(65534, 65534)
         self.fstypes = FsTypes()
         self.mounts = MountList(self)
         self.vnodes = VnodeTable(self, maxvnodes)
@@ -125,7 +127,8 @@ class Vfs:
 
     def sysctl_owners(self) -> Iterator[object]:
         """The objects that declare sysctls, for boot to register."""
-        yield from (self, self.vnodes, self.cache, self.cache.ncmount, self.mounts, self.syncer)
+        yield from (self, self.vnodes, self.vnodes.lru, self.cache)
+        yield from (self.cache.limits, self.cache.ncmount, self.mounts, self.syncer)
 
     def sync_all(self) -> None:
         """Write everything dirty of every mount, and wait for it. Counterpart: sys_sync."""

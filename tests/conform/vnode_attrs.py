@@ -43,6 +43,7 @@ from dfuser.libkern.stat import (
     UF_NOUNLINK,
 )
 from dfuser.vfs.lockf import Flock
+from dfuser.vfs.nlookup import NlookupData, nlookup
 from dfuser.vfs.vop import (
     EXTATTR_CREATE,
     EXTATTR_REPLACE,
@@ -315,6 +316,8 @@ def extended_attributes(w: World) -> None:
     assert sorted(w.listx(b"a")) == [b"k", b"other"]
     w.setx(b"a", b"security.x", b"s", space=SYSTEM)
     assert w.listx(b"a", SYSTEM) == [b"security.x"]
+    with errno(EOPNOTSUPP):
+        w.setx(b"a", b"nobody.x", b"", space=SYSTEM)
     w.rmx(b"a", b"k")
     with errno(ENOATTR):
         w.rmx(b"a", b"k")
@@ -350,6 +353,26 @@ def access_list_and_mode(w: World) -> None:
         w.setx(b"a", acl.XATTR_ACCESS, b"jnk", space=SYSTEM)
     with errno(EACCES):
         w.setx(b"a", acl.XATTR_DEFAULT, lst.pack(), space=SYSTEM)
+
+
+@case
+def access_list_shuts_a_directory(w: World) -> None:
+    # What if a directory everybody may search gets a list that keeps one user out?
+    w.mkdir(b"d")
+    w.put(b"d/f")
+
+    def walk() -> None:
+        with NlookupData(w.vfs, w.top, w.top, b"d/f", BOB) as nd:
+            nlookup(nd)
+
+    walk()
+    walk()
+    lst = Acl(7, 5, 5, ((BOB.uid, 0),), (), 5)
+    w.setx(b"d", acl.XATTR_ACCESS, lst.pack(), space=SYSTEM)
+    with errno(EACCES):
+        walk()
+    w.rmx(b"d", acl.XATTR_ACCESS, SYSTEM)
+    walk()
 
 
 @case

@@ -74,19 +74,24 @@ def mounted(source: str = "tmpfs", *options: str) -> Iterator[Mounted]:
     base.chmod(0o755)
     directory, log = base / "mnt", base / "log"
     directory.mkdir(0o755)
-    command = [str(dfuser_program()), "mount", "-f", *options, source, str(directory)]
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    server = launch(directory, log, source, *options)
     try:
-        _wait_for_mount(server, directory, log)
+        wait_for_mount(server, directory, log)
         yield Mounted(directory, server.pid, log)
         _check_end(server, directory, log)
     finally:
-        _clear(server, directory)
+        clear(server, directory)
         shutil.rmtree(base, ignore_errors=True)
 
 
-def _wait_for_mount(server: subprocess.Popen[bytes], directory: Path, log: Path) -> None:
+def launch(directory: Path, log: Path, source: str, *options: str) -> subprocess.Popen[bytes]:
+    """Start `dfuser mount -f` in a child process whose output goes to `log`."""
+    command = [str(dfuser_program()), "mount", "-f", *options, source, str(directory)]
+    with log.open("wb") as out:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+
+
+def wait_for_mount(server: subprocess.Popen[bytes], directory: Path, log: Path) -> None:
     """Wait on the kernel's mount table, which poll(2) reports changes of."""
     deadline = time.monotonic() + STARTING
     descriptor, pid = os.open("/proc/self/mounts", os.O_RDONLY), os.pidfd_open(server.pid)
@@ -110,12 +115,17 @@ def _check_end(server: subprocess.Popen[bytes], directory: Path, log: Path) -> N
     assert umount.returncode == 0, f"dfuser umount: {umount.stderr}\n{tail(log)}"
     assert server.wait(STOPPING) == 0, f"dfuser mount: {server.returncode}\n{tail(log)}"
     assert not is_mounted(directory), "the mount is still there"
+    check_log(log)
+
+
+def check_log(log: Path) -> None:
+    """No line of the log may be a warning, an error or a traceback."""
     text = log.read_text(errors="replace")
     bad = [line for line in text.splitlines() if any(word in line for word in BAD_WORDS)]
     assert not bad, "the server complained:\n" + "\n".join(bad[:40])
 
 
-def _clear(server: subprocess.Popen[bytes], directory: Path) -> None:
+def clear(server: subprocess.Popen[bytes], directory: Path) -> None:
     """Leave neither process nor mount behind, whatever happened."""
     if server.poll() is None:
         server.kill()

@@ -97,8 +97,8 @@ def test_find_and_du_agree_with_the_host(place: Path, twin: Path) -> None:
     assert ours == hosts
     counts = [run("find", "tree", "-type", "d", cwd=root).count("\n") for root in (place, twin)]
     assert counts[0] == counts[1]
-    files = ("find", "tree", "-type", "f", "-print0")
-    lists = [run(*files, cwd=root) for root in (place, twin)]
+    plain = ("find", "tree", "-type", "f", "-print0")
+    lists = [run(*plain, cwd=root) for root in (place, twin)]
     sums = [
         run("du", "-cbl", "--files0-from=-", cwd=root, text=names)
         for root, names in zip((place, twin), lists, strict=True)

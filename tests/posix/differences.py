@@ -16,6 +16,10 @@ _NO_LSEEK = (
 _NO_STATX = "pyfuse3 has no statx handler: GETATTR carries no birth time"
 _NO_IOCTL = "pyfuse3 has no ioctl handler: file flags cannot be read or set through the mount"
 
+_MAXPATHLEN = (
+    "DragonFly's MAXPATHLEN is 1,024 where Linux has 4,096: longer link texts are ENAMETOOLONG"
+)
+
 _BY_REASON: dict[str, tuple[str, ...]] = {
     _NO_FALLOCATE: (
         "data.fallocate[default]",
@@ -31,6 +35,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     ),
     _NO_LSEEK: ("data.seek_hole_and_data",),
     _NO_STATX: ("times.birth_time",),
+    _MAXPATHLEN: ("links.symlink_length[4095]",),
     _NO_IOCTL: ("system.flags_by_ioctl",),
 }
 

@@ -20,13 +20,14 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from tests.posix.case import Case, CaseFailed, NotApplicable
 
 PASS, FAIL, NA = "pass", "fail", "n/a"
+GONE = "the file system is gone"
 LAST_WORDS = 5.0
 
 
@@ -54,14 +55,40 @@ def run_case(case: Case, directory: Path) -> Outcome:
 
 
 def run_cases(cases: Iterable[Case], directory: Path) -> Iterator[Outcome]:
-    """Run the cases one after another in a working directory of their own below `directory`."""
+    """Run the cases one after another in a working directory of their own below `directory`.
+
+    When the file system stops answering, the case that ended it is named and the rest fail unrun.
+    """
     work = Path(tempfile.mkdtemp(prefix="posix-", dir=directory))
     work.chmod(0o755)
+    killer = ""
     try:
         for case in cases:
-            yield run_case(case, work)
+            if killer:
+                yield Outcome(case.title, FAIL, f"{GONE} since {killer}", 0.0)
+                continue
+            outcome = run_case(case, work)
+            if outcome.verdict == FAIL and not answers(work):
+                killer = case.title
+            yield outcome
     finally:
         remove_tree(work)
+
+
+def answers(directory: Path) -> bool:
+    """Whether the file system still answers at all; asked in a child, for it may hang."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.statvfs(directory)
+            os.listdir(directory)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    status = _reap(child)
+    if status is None:
+        os.kill(child, signal.SIGKILL)
+    return status == 0
 
 
 def remove_tree(path: Path) -> None:
@@ -71,15 +98,18 @@ def remove_tree(path: Path) -> None:
         path.rmdir()
 
 
-def table(outcomes: Iterable[Outcome]) -> list[str]:
+def table(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the report as lines: a row a subject, the total, and every failure's reason."""
     counts: dict[str, Counter[str]] = {}
     failures = []
     for outcome in outcomes:
         for key in (outcome.subject, "total"):
             counts.setdefault(key, Counter())[outcome.verdict] += 1
-        if outcome.verdict == FAIL:
+        if outcome.verdict == FAIL and not outcome.reason.startswith(GONE):
             failures.append(f"fail {outcome.title}: {outcome.reason}")
+    unrun = [outcome.reason for outcome in outcomes if outcome.reason.startswith(GONE)]
+    if unrun:
+        failures.append(f"{unrun[0]}: {len(unrun)} cases not run")
     total = counts.pop("total", Counter())
     lines = [f"{'subject':<14}{'pass':>6}{'fail':>6}{'n/a':>6}"]
     for subject, count in [*counts.items(), ("total", total)]:

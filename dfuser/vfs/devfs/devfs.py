@@ -12,7 +12,8 @@ Counterpart: vfs/devfs/devfs_vnops.c, devfs_vfsops.c.
 Differs from DragonFly: the extended attributes; reading the attributes shows the driver's number as
 major number (there always 0).
 Token and lock order: takes none; a device may say Block.
-Invariants: ``DevOpen`` holds one open of its device from vop_open to vop_close.
+Invariants: `DevOpen` holds one open of its device from vop_open to vop_close, or to the reclaim of
+the vnode if that comes first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dfuser.dev.devsw import IO_NDELAY, Cdev
+from dfuser.dev.devsw import IO_NDELAY
 from dfuser.libkern.errno import (
     EBADF,
     EINVAL,
@@ -44,7 +45,15 @@ from ..mount import VfsOps
 from ..mountflags import MNT, MNTK
 from ..vattr import Dirent, Statfs, Vattr
 from ..vop import EXTATTR_NAMESPACE_USER, Buffer, OpsCell, VnodeOps
-from .node import COOKIE_DOT, COOKIE_DOTDOT, DEVFS, DevfsMount, DevfsNode, DevfsStatistics
+from .node import (
+    COOKIE_DOT,
+    COOKIE_DOTDOT,
+    DEVFS,
+    DevfsMount,
+    DevfsNode,
+    DevfsStatistics,
+    DevOpen,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,17 +65,6 @@ if TYPE_CHECKING:
     from ..mount import Mount
     from ..vnode import Vnode
     from .rules import DevfsRules
-
-
-class DevOpen:
-    """One open of a device: which device it became, and what the driver keeps for it."""
-
-    __slots__ = ("dev", "nonblock", "priv")
-
-    def __init__(self, dev: Cdev, priv: Any, nonblock: bool) -> None:
-        self.dev = dev
-        self.priv = priv
-        self.nonblock = nonblock
 
 
 class DevNote:
@@ -99,7 +97,7 @@ class DevfsOps(VnodeOps):
     def node(vp: Vnode) -> DevfsNode:
         """The node behind ``vp``. Raises KError ENOENT when it is hidden or gone."""
         node: DevfsNode | None = vp.data
-        if node is None or node.flags & DEVFS.HIDDEN or not node.flags & DEVFS.LINKED:
+        if node is None or node.hidden or not node.flags & DEVFS.LINKED:
             raise KError(ENOENT)
         return node
 
@@ -365,15 +363,20 @@ class DevfsSpecOps(DevfsOps):
 
     def vop_open(self, vp: Vnode, mode: int, cred: Ucred) -> Any:
         """Open the device, or the clone it makes. Raises KError ENXIO when it is gone."""
-        dev = self.node(vp).dev
+        node = self.node(vp)
+        dev = node.dev
         if dev is None or dev.dead:
             raise KError(ENXIO)
         dev = self.fs.devices.clone(dev, mode, cred)
-        return DevOpen(dev, dev.dopen(mode, cred), bool(mode & O_NONBLOCK))
+        own = DevOpen(dev, dev.dopen(mode, cred), bool(mode & O_NONBLOCK))
+        node.opens[own] = None
+        return own
 
     def vop_close(self, vp: Vnode, fflag: int, fdata: Any = None) -> None:
         """Close the device of this open."""
-        if isinstance(fdata, DevOpen):
+        node: DevfsNode | None = vp.data
+        if isinstance(fdata, DevOpen) and node is not None:
+            node.opens.pop(fdata, None)
             fdata.dev.dclose(fflag, fdata.priv)
 
     @staticmethod
@@ -435,11 +438,19 @@ class DevfsSpecOps(DevfsOps):
         vp.get_klist().insert(knote)
 
     def vop_reclaim(self, vp: Vnode) -> None:
-        """Stop watching the device, then part vnode and node."""
+        """Stop watching the device, close what is open through this node, part vnode and node.
+
+        After a forced unmount the files' own close no longer comes here.
+        Counterpart: the VOP_CLOSE calls of vclean_vxlocked (kern/vfs_subr.c).
+        """
         node: DevfsNode | None = vp.data
-        if node is not None and node.note is not None and node.dev is not None:
-            node.dev.ops.d_kqdetach(node.dev, node.note)
-            node.note = None
+        if node is not None:
+            if node.note is not None and node.dev is not None:
+                node.dev.ops.d_kqdetach(node.dev, node.note)
+                node.note = None
+            while node.opens:
+                own, _ = node.opens.popitem()
+                own.dev.dclose(0, own.priv)
         super().vop_reclaim(vp)
 
 
@@ -498,15 +509,15 @@ class DevfsVfsOps(VfsOps):
 
     def vfs_statfs(self, mp: Mount) -> Statfs:
         """No blocks; two are claimed so that nobody divides by zero, as in DragonFly."""
-        return Statfs(DEV_BSIZE, 2, 0, 0, mp.data.nodes, 0, 0)
+        return Statfs(DEV_BSIZE, 2, 0, 0, len(mp.data.nodes), 0, 0)
 
     def vfs_vget(self, mp: Mount, ino: int) -> Vnode:
         """The vnode of an inode number. Raises KError ENOENT."""
         fs: DevfsMount = mp.data
-        for node in fs.walk(fs.root):
-            if node.ino == ino:
-                return fs.allocv(node)
-        raise KError(ENOENT)
+        node = fs.nodes.get(ino)
+        if node is None or node.flags & DEVFS.HIDDEN:
+            raise KError(ENOENT)
+        return fs.allocv(node)
 
     def statistics(self, mp: Mount) -> DevfsStatistics:
         """Figures of the mounted tree."""

@@ -14,14 +14,15 @@ target (there it resolves to the target's vnode, which would give one file two n
 eyes); what a user makes belongs to him (there to root), and is limited in number.
 Token and lock order: takes none.
 Invariants: a node that is not LINKED has no parent; a directory that no user made goes with its
-last child; a link to a node goes with the node; inode numbers and cookies are never reused.
+last child; a link to a node goes with the node; inode numbers and cookies are never reused;
+``opens`` of a node are closed when its vnode is reclaimed, at the latest.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from dfuser.libkern.errno import ENOSPC, KError
+from dfuser.libkern.errno import EEXIST, ENOSPC, KError
 from dfuser.libkern.stat import DT_CHR, DT_DIR, DT_LNK, VType
 
 from ..vnode import V
@@ -60,6 +61,17 @@ class DEVFS:
     """Hidden by a rule, so a reset shows it again."""
 
 
+class DevOpen:
+    """One open of a device: which device it became, and what the driver keeps for it."""
+
+    __slots__ = ("dev", "nonblock", "priv")
+
+    def __init__(self, dev: Cdev, priv: Any, nonblock: bool) -> None:
+        self.dev = dev
+        self.priv = priv
+        self.nonblock = nonblock
+
+
 class DevfsNode:
     """One node. Counterpart: struct devfs_node (sys/devfs.h)."""
 
@@ -74,10 +86,12 @@ class DevfsNode:
         "gid",
         "ino",
         "link_target",
+        "links",
         "mode",
         "mtime",
         "name",
         "note",
+        "opens",
         "parent",
         "symlink",
         "type",
@@ -96,6 +110,8 @@ class DevfsNode:
         self.cookie_jar = COOKIE_DOTDOT + 1
         self.dev: Cdev | None = None
         self.link_target: DevfsNode | None = None
+        #: The links whose target this is.
+        self.links: list[DevfsNode] = []
         self.symlink = b""
         self.flags = 0
         self.mode = DEFAULT_MODE
@@ -105,6 +121,8 @@ class DevfsNode:
         self.vp: Vnode | None = None
         #: Hands events of the device on to the watchers of the vnode.
         self.note: Knote | None = None
+        #: Opens of the device through this node.
+        self.opens: dict[DevOpen, None] = {}
 
     @property
     def hidden(self) -> bool:
@@ -161,6 +179,7 @@ class DevfsMount:
 
     __slots__ = (
         "_next_ino",
+        "by_dev",
         "collisions",
         "created",
         "destroyed",
@@ -187,7 +206,9 @@ class DevfsMount:
         self.onname = onname
         #: Set by the one who makes the operations.
         self.spec_cell: OpsCell = mp.vn_cell
-        self.nodes = 0
+        #: Every linked node by its inode number, and those of each device.
+        self.nodes: dict[int, DevfsNode] = {}
+        self.by_dev: dict[Cdev, list[DevfsNode]] = {}
         self.user_nodes = 0
         self.created = 0
         self.destroyed = 0
@@ -200,8 +221,8 @@ class DevfsMount:
 
     def _node(self, vtype: VType, name: bytes) -> DevfsNode:
         node = DevfsNode(vtype, name, self._next_ino, self.vfs.clock.realtime_ns())
+        self.nodes[self._next_ino] = node
         self._next_ino += 1
-        self.nodes += 1
         self.created += 1
         return node
 
@@ -221,6 +242,9 @@ class DevfsMount:
         node.link_target = target
         if dev is not None:
             node.mode, node.uid, node.gid = dev.perms, dev.uid, dev.gid
+            self.by_dev.setdefault(dev, []).append(node)
+        if target is not None:
+            target.links.append(node)
         node.parent = parent
         node.cookie = parent.cookie_jar
         parent.cookie_jar += 1
@@ -232,7 +256,13 @@ class DevfsMount:
         return node
 
     def user_node(self, vtype: VType, name: bytes, parent: DevfsNode) -> DevfsNode:
-        """A directory or link that a user makes. Raises KError ENOSPC at the limit."""
+        """A directory or link that a user makes.
+
+        Raises:
+            KError: EEXIST, a hidden node has the name; ENOSPC, users have made too many.
+        """
+        if name in parent.children:
+            raise KError(EEXIST)
         if self.user_nodes >= USER_NODES_MAX:
             raise KError(ENOSPC, "too many names made by users in this devfs")
         self.user_nodes += 1
@@ -251,7 +281,11 @@ class DevfsMount:
         self.changed(parent)
         node.parent = None
         node.flags &= ~DEVFS.LINKED
-        self.nodes -= 1
+        del self.nodes[node.ino]
+        if node.link_target is not None:
+            node.link_target.links.remove(node)
+        if node.dev is not None:
+            self.by_dev[node.dev].remove(node)
         self.destroyed += 1
         if node.flags & DEVFS.USER_CREATED:
             self.user_nodes -= 1
@@ -268,7 +302,7 @@ class DevfsMount:
 
         Counterpart: devfs_gc.
         """
-        for link in [n for n in self.walk(self.root) if n.link_target is node]:
+        for link in tuple(node.links):
             self.gc(link)
         parent = node.parent
         self.unlinkp(node)
@@ -341,14 +375,15 @@ class DevfsMount:
 
     def dev_destroyed(self, dev: Cdev) -> None:
         """Take every node of a device away."""
-        for node in [n for n in self.walk(self.root) if n.dev is dev]:
+        for node in tuple(self.by_dev.get(dev, ())):
             self.gc(node)
+        self.by_dev.pop(dev, None)
 
     def alias_created(self, alias: DevAlias) -> None:
         """Make a link for an alias."""
-        target = next((n for n in self.walk(self.root) if n.dev is alias.target), None)
-        if target is not None:
-            self.make_link(alias.name, target)
+        targets = self.by_dev.get(alias.target)
+        if targets:
+            self.make_link(alias.name, targets[0])
 
     def alias_destroyed(self, alias: DevAlias) -> None:
         """Take the link of an alias away."""
@@ -383,14 +418,17 @@ class DevfsMount:
         """Take the tree apart at unmount; breaks its cycles."""
         for node in self.walk(self.root):
             node.children.clear()
+            node.links.clear()
             node.parent = node.link_target = node.vp = None
+        self.nodes.clear()
+        self.by_dev.clear()
 
     def statistics(self) -> DevfsStatistics:
         """Sizes now and counters since the mount."""
         return DevfsStatistics(
-            nodes=self.nodes,
+            nodes=len(self.nodes),
             user_nodes=self.user_nodes,
-            hidden=sum(1 for node in self.walk(self.root) if node.hidden),
+            hidden=sum(1 for node in self.nodes.values() if node.hidden),
             created=self.created,
             destroyed=self.destroyed,
             collisions=self.collisions,

@@ -23,7 +23,8 @@ can always be changed.
 Counterpart: vfs/devfs/devfs_rules.c, sys/devfs_rules.h, devfsctl(8).
 Differs from DragonFly: text instead of ioctls, because a host program cannot send these; so
 /dev/devfs may be opened for reading or writing alone (there EPERM). LINK does not apply to links,
-which there makes links of links without end. The list is limited.
+which there makes links of links without end. HIDE does not apply to what users have made. The list
+is limited.
 Token and lock order: takes none.
 Invariants: rules are immutable; the order is that of adding.
 """
@@ -32,6 +33,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dfuser.dev.devsw import GID_WHEEL, UID_ROOT, Buffer, Cdev, D, DevOps
@@ -53,8 +55,9 @@ if TYPE_CHECKING:
 RULES_MAX: Final = 1024
 COMMAND_MAX: Final = 4096
 
-_TYPES: Final = {"tape": D.TAPE, "disk": D.DISK, "tty": D.TTY, "mem": D.MEM}
-_VERBS: Final = {"hide": 0, "show": 0, "perm": 3, "link": 1}
+_TYPES: Final = MappingProxyType({"tape": D.TAPE, "disk": D.DISK, "tty": D.TTY, "mem": D.MEM})
+#: The commands of a rule, and how many words follow each.
+_VERBS: Final = MappingProxyType({"hide": 0, "show": 0, "perm": 3, "link": 1})
 
 
 class DevfsRule(NamedTuple):
@@ -96,6 +99,15 @@ def wild_case_cmp(pattern: str, name: str) -> bool:
     return re.fullmatch("".join(parts), name, re.IGNORECASE | re.DOTALL) is not None
 
 
+class RulesStatistics(NamedTuple):
+    """Size of the list, and what it did since boot."""
+
+    rules: int
+    mounts: int
+    matched: int
+    commands: int
+
+
 class DevfsRules:
     """The rules of one kernel. Counterpart: devfs_rule_list."""
 
@@ -108,6 +120,8 @@ class DevfsRules:
     def __init__(self, limit: int = RULES_MAX) -> None:
         """Begin without rules."""
         self.limit = limit
+        self.matched = 0
+        self.commands = 0
         self._rules: list[DevfsRule] = []
         self.mounts: list[DevfsMount] = []
 
@@ -126,8 +140,10 @@ class DevfsRules:
 
         Counterpart: devfs_rule_insert.
         """
-        if not rule.mntpoint or rule.cmd not in _VERBS or (rule.cmd == "link") != bool(
-            rule.linkname and rule.name
+        if (
+            not rule.mntpoint
+            or rule.cmd not in _VERBS
+            or (rule.cmd == "link") != bool(rule.linkname and rule.name)
         ):
             raise KError(EINVAL, "a rule needs a place and a command, a link both its names")
         if len(self._rules) >= self.limit:
@@ -186,6 +202,7 @@ class DevfsRules:
                 continue
             if rule.name and not self._name_matches(rule, fs, node):
                 continue
+            self.matched += 1
             self._execute(rule, fs, node)
         fs.changed(node)
 
@@ -206,12 +223,13 @@ class DevfsRules:
     @staticmethod
     def _execute(rule: DevfsRule, fs: DevfsMount, node: DevfsNode) -> None:
         if rule.cmd == "hide":
-            if node.name == b"devfs":
+            if node.name == b"devfs" or node.flags & DEVFS.USER_CREATED:
                 return
             node.flags |= DEVFS.HIDDEN | DEVFS.RULE_HIDDEN
-            if node.vp is not None:
-                fs.vfs.cache.purge(node.vp)
-                fs.vfs.cache.inval_vp(node.vp)
+            for gone in (node, *node.links):
+                if gone.vp is not None:
+                    fs.vfs.cache.purge(gone.vp)
+                    fs.vfs.cache.inval_vp(gone.vp)
         elif rule.cmd == "show":
             node.flags &= ~DEVFS.HIDDEN
         elif rule.cmd == "perm":
@@ -244,6 +262,11 @@ class DevfsRules:
             {"apply": self.apply, "reset": self.reset, "clear": self.clear}[verb](words[0])
         else:
             raise KError(EINVAL, f"unknown devfs command {text[:40]!r}")
+        self.commands += 1
+
+    def statistics(self) -> RulesStatistics:
+        """Size now and counters since boot."""
+        return RulesStatistics(len(self._rules), len(self.mounts), self.matched, self.commands)
 
 
 def parse_rule(words: list[str]) -> DevfsRule:

@@ -52,7 +52,7 @@ class KernDir(PfsDir):
             return None
         return KernFile(self, base, base != text)
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
         """Every view and its twin."""
         for view in self.views:
             yield KernFile(self, view.name, False).entry(view.name.encode())

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import attrs
 
-from dfuser.libkern.errno import EEXIST, EINVAL, ENOENT, KError
+from dfuser.libkern.errno import EEXIST, EINVAL, EMSGSIZE, ENOENT, KError
 from dfuser.libkern.sysctl import INT, RD, RW, Sysctl
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ Lines = Callable[[], Iterable[str]]
 Obey = Callable[[str, "Ucred"], str | None]
 
 LIMIT: Final = 10_000
+#: Longest command.
+COMMAND_MAX: Final = 8192
 VIEWS_MAX: Final = 512
 
 
@@ -244,7 +246,14 @@ class KernViews:
         return json.dumps(body, ensure_ascii=False) + "\n"
 
     def obey(self, view: KernView, data: bytes, cred: Ucred) -> bytes | None:
-        """Hand a command to a view. Raises KError EINVAL for an empty or malformed one."""
+        """Hand a command to a view.
+
+        Raises:
+            KError: EMSGSIZE, it is too long; EINVAL, it is empty or not one line of text; or its
+                own error.
+        """
+        if len(data) > COMMAND_MAX:
+            raise KError(EMSGSIZE)
         try:
             text = data.decode("utf-8").strip()
         except UnicodeDecodeError:

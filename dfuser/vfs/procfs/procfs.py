@@ -9,7 +9,8 @@ it open still reads the text he opened, and everything else answers ENOENT.
 
 Counterpart: sys/vfs/procfs (procfs_vnops.c, procfs_subr.c).
 Differs from DragonFly: inode numbers are made from a process's serial number, which never repeats,
-instead of its id. Which of the thirteen files exist is the contents' business.
+instead of its id. stat shows size 0 for ``curproc``, because finding the reader's process may have
+to make it. Which of the thirteen files exist is the contents' business.
 Token and lock order: takes none.
 Invariants: inode number = (serial + 1) * 32 + index of the file; index 0 is the directory.
 """
@@ -19,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from dfuser.libkern.errno import ENOENT, KError
+from dfuser.libkern.errno import KKASSERT
+from dfuser.libkern.stat import DT_DIR, DT_LNK
 
 from ..pseudofs import (
     ROOT_INO,
@@ -73,8 +75,8 @@ class ProcContents(Protocol):
     def find(self, pid: int, cred: Ucred) -> ProcRef | None:
         """The process of that id, if there is one and ``cred`` may see it."""
 
-    def listing(self, cred: Ucred) -> Iterable[ProcRef]:
-        """Every process ``cred`` may see."""
+    def listing(self, cred: Ucred, after: int = -1) -> Iterable[ProcRef]:
+        """Every process ``cred`` may see with a serial number above ``after``, in their order."""
 
     def alive(self, ref: ProcRef) -> bool:
         """Whether the process still exists."""
@@ -110,6 +112,8 @@ class ProcRoot(PfsDir):
 
     __slots__ = ("contents",)
 
+    ordered = True
+
     def __init__(self, contents: ProcContents) -> None:
         super().__init__(ROOT_INO, None)
         self.contents = contents
@@ -122,11 +126,11 @@ class ProcRoot(PfsDir):
         ref = self.contents.find(pid, cred) if pid >= 0 else None
         return ProcDir(self.contents, ref, self) if ref is not None else None
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
         """``curproc`` and every process the caller may see."""
-        yield CurprocLink(self.contents, self).entry(b"curproc")
-        for ref in self.contents.listing(cred):
-            yield ProcDir(self.contents, ref, self).entry(str(ref.pid).encode())
+        yield PfsEntry(b"curproc", INO_CURPROC, DT_LNK)
+        for ref in self.contents.listing(cred, (after >> INO_SHIFT) - 1):
+            yield PfsEntry(str(ref.pid).encode(), fileno(ref.serial), DT_DIR)
 
 
 class CurprocLink(PfsLink):
@@ -157,6 +161,10 @@ class ProcDir(PfsDir):
         """Whether the process still exists."""
         return self.contents.alive(self.ref)
 
+    def visible(self, cred: Ucred) -> bool:
+        """Whether ``cred`` may see the process."""
+        return self.contents.find(self.ref.pid, cred) == self.ref
+
     def owner(self) -> tuple[int, int]:
         """The process's user and group."""
         return self.contents.owner(self.ref)
@@ -168,7 +176,7 @@ class ProcDir(PfsDir):
                 return ProcFile(self, kind, index)
         return None
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
         """The files that this process has."""
         for index, kind in enumerate(self.contents.files, 1):
             if kind.valid is None or kind.valid(self.ref):
@@ -188,6 +196,10 @@ class ProcFile(PfsFile):
     def alive(self) -> bool:
         """Whether the process still exists."""
         return self.dir.alive()
+
+    def visible(self, cred: Ucred) -> bool:
+        """Whether ``cred`` may see the process."""
+        return self.dir.visible(cred)
 
     def mode(self) -> int:
         """As the kind of file says."""
@@ -232,8 +244,7 @@ class ProcfsVfsOps(PfsVfsOps):
     """A mounted procfs. Counterpart: procfs_vfsops."""
 
     def __init__(self, contents: ProcContents) -> None:
-        if len(contents.files) > FILES_MAX:
-            raise KError(ENOENT, "too many files in a process directory")
+        KKASSERT(len(contents.files) <= FILES_MAX, "procfs: too many kinds of files")
         self.contents = contents
         self._ops: ProcfsOps | None = None
 

@@ -6,9 +6,10 @@ file onto another name of itself does nothing. A directory that moves to another
 writable for the caller, because its ``..`` changes.
 
 Counterpart: kern_rename (kern/vfs_syscalls.c).
-Differs from DragonFly: RENAME_NOREPLACE and RENAME_EXCHANGE exist; moving a directory below itself
-    and exchanging it with what is in it are EINVAL, replacing an ancestor is ENOTEMPTY (C answers
-    EINVAL to both; the host's programs expect the two apart).
+Differs from DragonFly: RENAME_NOREPLACE and RENAME_EXCHANGE exist; renaming a file onto another
+    name of itself does nothing, as POSIX has it (C removes the source's name); a mount point is
+    EBUSY (EINVAL in C). Replacing an ancestor is found here and is ENOTEMPTY, which in C the file
+    system answers.
 Token/lock order: none. (C must lock four entries in an order that cannot deadlock.)
 Invariants: when the core raises nothing has changed.
 """

@@ -103,7 +103,7 @@ class SysctlDir(PfsDir):
         kind = SysctlDir if child.is_node else SysctlLeaf
         return kind(self.source, child.name, self.source.ino(child), self)
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
         """The words below, but for those that listings skip."""
         oid = self.source.find(self.name, True)
         if oid is None:

@@ -75,11 +75,12 @@ class TmpfsDirent:
 class TmpfsDir(TmpfsNode):
     """A directory. Counterpart: tn_dir of struct tmpfs_node (vfs/tmpfs/tmpfs.h).
 
-    ``parent`` is None for the root and for a directory that was removed. These methods
-    keep names and positions; link counts and times are the callers' (vnops_name.py).
+    ``parent`` is the directory above and ``dirent`` the name there; both are None for the
+    root and for a directory that was removed. These methods keep names and positions; link
+    counts and times are the callers' (vnops_name.py).
     """
 
-    __slots__ = ("chunks", "heads", "names", "parent")
+    __slots__ = ("chunks", "dirent", "heads", "names", "parent")
 
     type: VType = VType.VDIR
     dtype: int = DT_DIR
@@ -90,6 +91,7 @@ class TmpfsDir(TmpfsNode):
     ) -> None:
         super().__init__(ino, mode, uid, gid, now)
         self.parent = parent
+        self.dirent: TmpfsDirent | None = None
         self.names: dict[bytes, TmpfsDirent] = {}
         self.chunks: list[list[TmpfsDirent]] = []
         self.heads: list[int] = []
@@ -127,6 +129,8 @@ class TmpfsDir(TmpfsNode):
         del chunk[index]
         if not chunk:
             del self.chunks[at], self.heads[at]
+            if not self.chunks:
+                self.names.clear()  # a dict gives its table back only so
         self.size -= DIRENT_SIZE
 
     def rename(self, entry: TmpfsDirent, name: bytes) -> None:
@@ -160,7 +164,7 @@ class TmpfsDir(TmpfsNode):
         self.names.clear()
         self.chunks.clear()
         self.heads.clear()
-        self.parent = None
+        self.parent = self.dirent = None
         self.size = 0
 
     def is_below(self, other: TmpfsDir) -> bool:

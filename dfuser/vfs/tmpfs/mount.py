@@ -23,6 +23,7 @@ Invariants: `TmpfsMount.check` recomputes all of it from the tree.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dfuser.libkern.errno import ENOENT, ENOMEM, ENOSPC, EOPNOTSUPP, KKASSERT, KError
@@ -179,19 +180,23 @@ class TmpfsMount:
         """How far a write from ``offset`` to ``end`` can go within the limits.
 
         Returns:
-            The end of the part that fits; ``offset`` when not a byte does.
+            The end of the part that fits.
+
+        Raises:
+            KError: ENOSPC, not a byte does.
         """
         first = offset >> PAGE_SHIFT
         last = (end - 1) >> PAGE_SHIFT
-        free = self.pages_free
+        free = max(self.pages_free, 0)
         if last - first < free:
             return end
-        for pindex in range(first, last + 1):
-            if obj.vm_page_lookup(pindex) < 0:
-                free -= 1
-                if free < 0:
-                    return max(offset, pindex << PAGE_SHIFT)
-        return end
+        missing = (p for p in range(first, last + 1) if obj.vm_page_lookup(p) < 0)
+        beyond = next(islice(missing, free, None), None)
+        if beyond is None:
+            return end
+        if beyond == first:
+            raise self.no_space()
+        return beyond << PAGE_SHIFT
 
     def change_data(self, obj: VmObject, change: Callable[..., object], *args: object) -> None:
         """Let ``change`` work on an object and account the pages that came or went.
@@ -299,7 +304,8 @@ class TmpfsMount:
                 KKASSERT(entry.cookie < self.next_number, "tmpfs: cookie from the future")
                 links[node.ino] = links.get(node.ino, 0) + 1
                 if isinstance(node, TmpfsDir):
-                    KKASSERT(node.parent is directory, "tmpfs: wrong parent")
+                    up = node.parent is directory and node.dirent is entry
+                    KKASSERT(up, "tmpfs: wrong parent")
                     links[node.ino] += 1
                     links[directory.ino] += 1
                     todo.append(node)

@@ -27,6 +27,7 @@ Invariants: after an unmount every page of the mount is free and no cycle is lef
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from dfuser.libkern.errno import EBUSY, EINVAL, KKASSERT, KError
@@ -55,7 +56,7 @@ NODES_A_PAGE: Final = 4
 #: Fewest files a mount may be limited to: the root and two more.
 NODES_MIN: Final = 3
 
-_UNITS: Final = {"k": 10, "m": 20, "g": 30, "t": 40}
+_UNITS: Final = MappingProxyType({"k": 10, "m": 20, "g": 30, "t": 40})
 _LIMITS: Final = frozenset({"size", "inodes", "nodes", "nr_inodes", "maxfilesize", "maxsymlink"})
 _ROOT: Final = frozenset({"uid", "gid", "mode"})
 

@@ -96,7 +96,7 @@ class FileOps(AttrOps):
             now = tm.now()
             if node.atime_is_stale(now):
                 node.atime = now
-                vp.attr_cache = None
+                vp.attr_changed()
         obj = node.object
         return obj.read(offset, size) if obj is not None else b""
 
@@ -128,8 +128,6 @@ class FileOps(AttrOps):
         obj = node.object or tm.data_object(node)
         if (end >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) >= tm.pages_free:
             end = tm.room(obj, offset, end)
-            if end == offset:
-                raise tm.no_space()
             data = memoryview(data)[: end - offset]
         tm.change_data(obj, obj.write, offset, data)
         hint = NOTE_WRITE

@@ -13,7 +13,7 @@ Link counts: a directory counts its name, its own ``.`` and the ``..`` of each s
 Counterpart: tmpfs_nresolve, tmpfs_nlookupdotdot, tmpfs_ncreate and its sisters,
     tmpfs_nlink, tmpfs_nremove, tmpfs_nrmdir, tmpfs_nrename, tmpfs_readdir
     (vfs/tmpfs/tmpfs_vnops.c); tmpfs_alloc_file (tmpfs_subr.c).
-Differs from DragonFly: rename knows NOREPLACE and EXCHANGE; flags of directories are
+Differs from DragonFly: rename knows NOREPLACE, EXCHANGE and WHITEOUT; flags of directories are
     enforced here too, for callers whose permissions the host has checked; a set-gid
     directory hands its set-gid bit to new directories; the group of a new file is the
     directory's only in a set-gid directory (there always: BSD's rule), else the creator's.
@@ -55,7 +55,7 @@ from dfuser.libkern.stat import (
 from dfuser.vfs.event import vn_knote
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.vattr import Dirent, Vattr
-from dfuser.vfs.vop import RENAME_EXCHANGE, RENAME_NOREPLACE
+from dfuser.vfs.vop import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 
 from .dir import COOKIE_DOT, COOKIE_DOTDOT, TmpfsDir, TmpfsDirent
 from .node import TmpfsLink, TmpfsNode, TmpfsReg, TmpfsSpecial
@@ -71,6 +71,8 @@ if TYPE_CHECKING:
 
 #: What keeps a file's names as they are.
 _FIXED: Final = IMMUTABLE | APPEND | NOUNLINK
+
+_RENAME_FLAGS: Final = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
 
 _DEVICES: Final = (VType.VBLK, VType.VCHR, VType.VFIFO)
 
@@ -104,6 +106,11 @@ class NameOps(FileOps):
         if parent is None:
             raise KError(ENOENT)
         return self.tm.alloc_vp(parent)
+
+    def vop_ndirname(self, dvp: Vnode, cred: Ucred) -> bytes | None:
+        """The name a directory has; None for the root or a removed one."""
+        entry = dvp.data.dirent
+        return None if entry is None else entry.name
 
     def vop_readdir(
         self, vp: Vnode, cookie: int, limit: int, cred: Ucred, plus: bool = False
@@ -332,11 +339,14 @@ class NameOps(FileOps):
     ) -> None:
         """Move a name, replacing what is there, or exchange two. Counterpart: tmpfs_nrename.
 
+        With RENAME_WHITEOUT a whiteout stays at the old name.
+
         Raises:
             KError: ENOENT, EEXIST (NOREPLACE), EXDEV, ENOTDIR, EISDIR, ENOTEMPTY, EMLINK,
-                EPERM, EROFS; EINVAL for other flags, or a directory into itself.
+                EPERM, EROFS, ENOSPC (no inode for the whiteout); EINVAL for a senseless pair
+                of flags, or a directory into itself.
         """
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
+        if flags & ~_RENAME_FLAGS or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
             raise KError(EINVAL)
         if fdvp.mount is not tdvp.mount:
             raise KError(EXDEV)
@@ -351,6 +361,9 @@ class NameOps(FileOps):
         if tde is not None and fde.node is tde.node:
             return
         self._may_move(fdnode, fde, tdnode)
+        if flags & RENAME_WHITEOUT:
+            self.tm.want_node()
+        name = fncp.name
         if tde is None:
             self._may_add(tdnode, tncp.name)
             self._rename(fdvp, fncp, fde, tdvp, tncp)
@@ -360,6 +373,15 @@ class NameOps(FileOps):
         else:
             self._may_replace(fde.node, tdnode, tde.node)
             self._replace(fdvp, fncp, fde, tdvp, tncp, tde)
+        if flags & RENAME_WHITEOUT:
+            self._whiteout(fdnode, name, cred)
+
+    def _whiteout(self, dnode: TmpfsDir, name: bytes, cred: Ucred) -> None:
+        """Leave what overlay file systems take for "removed here": a character device 0, 0."""
+        ino = self.tm.number()
+        none = TmpfsSpecial(ino, 0, cred.uid, cred.gid, dnode.mtime, VType.VCHR, (0, 0))
+        self.tm.nodes[ino] = none
+        self._attach(dnode, name, none, ino)
 
     def _may_move(self, dnode: TmpfsDir, entry: TmpfsDirent, to: TmpfsDir) -> None:
         """Refuse a move of one entry from its directory to another."""
@@ -423,7 +445,7 @@ class NameOps(FileOps):
         self._detach(fdnode, fde)
         self._unlink_node(tdnode, victim)
         tde.node = node
-        self._link_node(tdnode, node)
+        self._link_node(tdnode, tde)
         self._moved(fdvp, tdvp, node)
         victim.ctime = node.ctime
         self._lost_name(vp, victim)
@@ -447,8 +469,8 @@ class NameOps(FileOps):
         self._unlink_node(fdnode, one)
         self._unlink_node(tdnode, other)
         fde.node, tde.node = other, one
-        self._link_node(fdnode, other)
-        self._link_node(tdnode, one)
+        self._link_node(fdnode, fde)
+        self._link_node(tdnode, tde)
         self._moved(fdvp, tdvp, one)
         other.ctime = one.ctime
         other.attr_changed()
@@ -509,13 +531,14 @@ class NameOps(FileOps):
         return entry
 
     @staticmethod
-    def _link_node(dnode: TmpfsDir, node: TmpfsNode) -> None:
-        """Count a name that was made. Counterpart: tmpfs_alloc_dirent, the link counts."""
+    def _link_node(dnode: TmpfsDir, entry: TmpfsDirent) -> None:
+        """Count a name that leads to a file now. Counterpart: tmpfs_dir_attach_locked."""
+        node = entry.node
         node.nlink += 1
         if isinstance(node, TmpfsDir):
             node.nlink += node.nlink == 1
             dnode.nlink += 1
-            node.parent = dnode
+            node.parent, node.dirent = dnode, entry
 
     @staticmethod
     def _unlink_node(dnode: TmpfsDir, node: TmpfsNode) -> None:
@@ -523,12 +546,11 @@ class NameOps(FileOps):
         node.nlink -= 1
         if isinstance(node, TmpfsDir):
             dnode.nlink -= 1
-            node.parent = None
+            node.parent = node.dirent = None
 
     def _attach(self, dnode: TmpfsDir, name: bytes, node: TmpfsNode, cookie: int) -> None:
         """Add a name and count it."""
-        dnode.attach(name, node, cookie)
-        self._link_node(dnode, node)
+        self._link_node(dnode, dnode.attach(name, node, cookie))
 
     def _detach(self, dnode: TmpfsDir, entry: TmpfsDirent) -> None:
         """Remove a name and count it."""

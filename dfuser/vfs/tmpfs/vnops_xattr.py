@@ -1,10 +1,11 @@
 """Extended attributes and access control lists of tmpfs files.
 
 Attributes are pairs of name and value in a name space. In ``user`` only regular files and
-directories can have them; ``system`` holds everything else the host's programs keep with a
-file (``trusted.*``, ``security.*``), under the full name. Two names of ``system`` are not
-stored but are a view of the file's access control lists (`libkern.acl`): setting the access
-list changes the mode's bits, and a list that says no more than a mode is kept as the mode.
+directories can have them, under the name without its prefix; ``system`` holds what else the
+host's programs keep with a file, under the full name (``trusted.*``, ``security.*``). Two
+names of ``system`` are not stored but are a view of the file's access control lists
+(`libkern.acl`): setting the access list changes the mode's bits, and a list that says no
+more than a mode is kept as the mode. Any other name of ``system`` is EOPNOTSUPP.
 
 The bytes of names and values count against the size of the mount.
 
@@ -63,6 +64,9 @@ LIST_MAX: Final = 65_536
 _LISTED: Final = 8
 """Bytes a listed name takes besides itself: the longest prefix in use, and a NUL."""
 
+#: What names of ``system`` that are stored begin with.
+_PREFIXES: Final = (b"trusted.", b"security.")
+
 _ACLS: Final = (XATTR_ACCESS, XATTR_DEFAULT)
 
 
@@ -75,11 +79,12 @@ class XattrOps(NameOps):
         """A value.
 
         Raises:
-            KError: ENOATTR, there is none of that name.
+            KError: ENOATTR, there is none of that name; EOPNOTSUPP, nor can be.
         """
         node: TmpfsNode = vp.data
         if namespace == EXTATTR_NAMESPACE_SYSTEM and name in _ACLS:
             return self._getacl(node, name)
+        self._known(namespace, name)
         if node.ext is None:
             raise KError(ENOATTR)
         value = node.ext.xattrs.get((namespace, name))
@@ -105,14 +110,15 @@ class XattrOps(NameOps):
 
         Raises:
             KError: EEXIST (EXTATTR_CREATE), ENOATTR (EXTATTR_REPLACE), E2BIG, ENAMETOOLONG,
-                ENOSPC, EPERM (kind of file, fixed file, not the owner), EROFS, EINVAL.
+                ENOSPC, EPERM (kind of file, fixed file, not the owner), EROFS, EINVAL,
+                EOPNOTSUPP (a name of ``system`` that means nothing here).
         """
         node: TmpfsNode = vp.data
         self._may_change(node, namespace, name)
         if namespace == EXTATTR_NAMESPACE_SYSTEM and name in _ACLS:
             exists = self._acl(node, name) is not None
             self._check_flags(exists, flags)
-            self._setacl(node, name, Acl.parse(bytes(value)), cred)
+            self._setacl(vp, node, name, Acl.parse(bytes(value)), cred)
         else:
             self._set(node, (namespace, name), bytes(value), flags)
         self._changed(vp, node)
@@ -128,7 +134,7 @@ class XattrOps(NameOps):
         if namespace == EXTATTR_NAMESPACE_SYSTEM and name in _ACLS:
             if self._acl(node, name) is None:
                 raise KError(ENOATTR)
-            self._setacl(node, name, None, cred)
+            self._setacl(vp, node, name, None, cred)
         else:
             ext = node.ext
             value = ext.xattrs.pop((namespace, name), None) if ext is not None else None
@@ -151,9 +157,17 @@ class XattrOps(NameOps):
             raise KError(EINVAL)
         if len(name) > NAME_MAX:
             raise KError(ENAMETOOLONG)
+        self._known(namespace, name)
         plain = isinstance(node, TmpfsReg | TmpfsDir)
         if namespace == EXTATTR_NAMESPACE_USER and not plain:
             raise KError(EPERM)
+
+    @staticmethod
+    def _known(namespace: int, name: bytes) -> None:
+        """Refuse names of ``system`` that mean nothing here (EOPNOTSUPP)."""
+        known = name in _ACLS or name.startswith(_PREFIXES)
+        if namespace == EXTATTR_NAMESPACE_SYSTEM and not known:
+            raise KError(EOPNOTSUPP)
 
     @staticmethod
     def _check_flags(exists: bool, flags: int) -> None:
@@ -211,7 +225,9 @@ class XattrOps(NameOps):
             raise KError(ENOATTR)
         return acl.pack()
 
-    def _setacl(self, node: TmpfsNode, name: bytes, acl: Acl | None, cred: Ucred) -> None:
+    def _setacl(
+        self, vp: Vnode, node: TmpfsNode, name: bytes, acl: Acl | None, cred: Ucred
+    ) -> None:
         """Store, replace or remove a list; the access list and the mode move together.
 
         Raises:
@@ -234,4 +250,5 @@ class XattrOps(NameOps):
                 if cred.uid and not cred.groupmember(node.gid):
                     node.mode &= ~S_ISGID
             node.extend().acl = None if acl is None or acl.is_minimal else acl
+            self.tm.vfs.cache.inval_wxok(vp)
         node.trim_ext()

@@ -6,16 +6,30 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.posix import linux
 from tests.posix.case import case, refuse, same, table, true
 from tests.posix.tools import Child, folder, opened, put
 
-MAKE = {
-    "file": lambda p: put(p, p.name.encode()),
-    "dir": folder,
-    "link": lambda p: os.symlink("x", p),
+
+def _file(path: Path) -> None:
+    put(path, path.name.encode())
+
+
+def _link(path: Path) -> None:
+    path.symlink_to("x")
+
+
+def _directory(path: Path) -> None:
+    path.mkdir()
+
+
+MAKE: dict[str, Callable[[Path], None]] = {
+    "file": _file,
+    "dir": _directory,
+    "link": _link,
     "fifo": os.mkfifo,
 }
 

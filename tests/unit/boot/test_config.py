@@ -80,5 +80,5 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_another_root_keeps_the_rest_of_the_world() -> None:
     # What if only the root shall be something else?
     config = Config().with_root("tmpfs", "tmpfs", "size=8m")
-    assert config.world[0] == MountSpec("tmpfs", "/", "tmpfs", "size=8m")
+    assert config.world[0] == MountSpec("tmpfs", "/", "tmpfs", "size=8m,maxsymlink=4095")
     assert [spec.on for spec in config.world[1:]] == [spec.on for spec in Config().world[1:]]

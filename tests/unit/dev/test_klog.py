@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import pytest
 
@@ -56,8 +57,11 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.lwkt.shutdown_nowait()
+    assert not made.lwkt.threads
 
 
 def test_what_is_read_does_not_come_again(world: World) -> None:

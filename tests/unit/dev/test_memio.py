@@ -71,6 +71,8 @@ def test_full_is_full(devices: DevList) -> None:
     with pytest.raises(KError) as err:
         write(full, b"x")
     assert err.value.errno == ENOSPC
+    assert isinstance(full.ops, MemOps)
+    assert full.ops.statistics() == (1, 0, 0, 1)
 
 
 @pytest.mark.parametrize("name", ["random", "urandom"])
@@ -107,11 +109,11 @@ def test_the_console_writes_whole_lines_into_the_log() -> None:
     devs, msgbuf = DevList(), MsgBuf()
     ConsoleOps(msgbuf).attach(devs)
     console = dev(devs, "console")
-    for piece in (b"hel", b"lo\nwor", b"ld"):
+    for piece in (b"gre", b"eting\nwor", b"ld"):
         assert write(console, piece) == len(piece)
-    assert msgbuf.text() == "hello\n"
+    assert msgbuf.text() == "greeting\n"
     console.dclose(2, None)
-    assert msgbuf.text() == "hello\nworld\n"
+    assert msgbuf.text() == "greeting\nworld\n"
     assert read(console, 10) == b""
 
 

@@ -51,9 +51,7 @@ def test_a_request_is_a_process_while_it_waits(procs: ProcTable) -> None:
 
 @pytest.mark.parametrize("op", ["read", "getxattr", "a-very-long-operation"])
 @pytest.mark.parametrize("host_pid", [1, 99_999, 4_194_304])
-def test_the_name_always_shows_the_whole_host_pid(
-    procs: ProcTable, op: str, host_pid: int
-) -> None:
+def test_the_name_always_shows_the_whole_host_pid(procs: ProcTable, op: str, host_pid: int) -> None:
     """What if operation and host pid do not fit the sixteen characters of a name?"""
     comm = procs.request_enter(0, 0, host_pid, op).proc.comm
     assert len(comm) <= 16

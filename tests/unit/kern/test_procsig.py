@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from dfuser.kern.kinfo import KinfoTable
 from dfuser.kern.kinfo_mib import KernMib
 from dfuser.kern.proc import CallerId, ProcTable
 from dfuser.kern.procsig import SIGNALS, cursig, ksignal
+from dfuser.libkern.ddbcmd import DdbCommands
 from dfuser.libkern.errno import EINTR, EINVAL, EOPNOTSUPP, EPERM, ESRCH, KError
 from dfuser.libkern.ktr import Ktr
 from dfuser.libkern.log import MsgBuf
@@ -48,8 +50,11 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.lwkt.shutdown_nowait()
+    assert not made.lwkt.threads
 
 
 @pytest.mark.parametrize("name", ["kill", "term", "int", "hup", "usr1", "segv"])
@@ -143,6 +148,24 @@ def test_ps_of_a_user_shows_what_he_may_see(world: World) -> None:
     world.procs.showallprocs = 0
     assert [k.pid for k in world.kinfo.all(Ucred.of(5, 5))] == []
     assert 2 in [k.pid for k in world.kinfo.all(Ucred.of(1000, 100))]
+
+
+def test_a_process_without_threads_is_shown(world: World) -> None:
+    """What if nothing runs at all?"""
+    (record,) = world.kinfo.all()
+    assert (record.pid, record.tid, record.comm) == (0, 0, "swapper")
+    assert world.kinfo.threads_of(world.procs.proc0) == []
+
+
+def test_the_debugger_shows_the_same(world: World) -> None:
+    """What if `ps` is typed in the debugger?"""
+    lwp = world.park()
+    commands = DdbCommands()
+    commands.register(world.kinfo)
+    head, _, line = commands.run("ps")
+    assert head.split() == ["PID", "TID", "PRI", "CPU", "S", "WMESG", "COMMAND"]
+    tid = lwp.thread.tid
+    assert line.split() == ["2", str(tid), "12", "0", "I", "klog", "fuse:read/77"]
 
 
 def test_an_lwp_without_a_thread_is_shown_too(world: World) -> None:

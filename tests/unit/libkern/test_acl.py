@@ -55,7 +55,7 @@ def test_host_agrees(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("acl") / "f"
     path.write_bytes(b"")
     acl = Acl(6, 4, 0, ((12345, 7),), ((23456, 5),), 5)
-    name = "system." + XATTR_ACCESS.decode()
+    name = XATTR_ACCESS.decode()
     try:
         os.setxattr(path, name, acl.pack())
     except OSError as error:

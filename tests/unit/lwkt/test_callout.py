@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import trio
 
 from dfuser.libkern.errno import Panic
 from dfuser.libkern.param import HZ, NSEC_PER_TICK
@@ -20,11 +21,11 @@ from dfuser.lwkt.callout import (
 )
 from dfuser.lwkt.lockmgr import LK_EXCLUSIVE, Lock
 from dfuser.lwkt.machine import Lwkt
-from dfuser.lwkt.synch import tsleep
+from dfuser.lwkt.synch import tsleep, wakeup
 from dfuser.lwkt.thread import TDPRI, lwkt_yield
 
 from .conftest import Driver, make_lwkt
-from .helpers_b import clock_of, run_all, run_ticks
+from .vtime import clock_of, run_all, run_ticks
 
 
 @pytest.mark.parametrize("ticks", [1, 2, 99, CALLWHEEL_SIZE - 1, CALLWHEEL_SIZE, 3000, 123456])
@@ -212,7 +213,7 @@ def test_locked_callout_is_stopped_for_certain(lwkt: Lwkt) -> None:
     assert wheel.running is c
     assert wheel.thread is not None
     assert wheel.thread.wmesg == "co", "softclock shows that it waits for the lock"
-    lwkt.cpus[0].interrupt(lambda: thread_mod.curthread and _wake("h"))
+    lwkt.cpus[0].interrupt(wakeup, "h")
     lwkt.run_until_idle()
     assert log == ["stopping"]
     assert ran == []
@@ -220,12 +221,6 @@ def test_locked_callout_is_stopped_for_certain(lwkt: Lwkt) -> None:
     c.reset_bycpu(1, lwkt.cpus[0])
     run_all(lwkt)
     assert ran == ["ran"]
-
-
-def _wake(ident: object) -> None:
-    from dfuser.lwkt.synch import wakeup
-
-    wakeup(ident)
 
 
 def test_cancel_waits_for_a_running_call(lwkt: Lwkt) -> None:
@@ -342,8 +337,6 @@ async def test_ticks_on_the_host_loop(any_driver: Driver) -> None:
 
 
 async def _next_deadline(lwkt: Lwkt) -> None:
-    import trio
-
     deadline = lwkt.clock.next_deadline()  # type: ignore[attr-defined]
     if deadline is not None:
         await trio.sleep_until(deadline / 1e9)

@@ -16,7 +16,7 @@ from dfuser.lwkt.synch import abort_sleep
 from dfuser.lwkt.thread import cpu_pause
 
 from .conftest import Driver
-from .helpers_b import run_ticks
+from .vtime import run_ticks
 
 
 @pytest.mark.parametrize("make", [Lock, Mtx])

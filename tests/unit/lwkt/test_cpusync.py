@@ -13,7 +13,7 @@ from dfuser.lwkt import thread as _thread
 from dfuser.lwkt.cpusync import Cpusync
 from dfuser.lwkt.ipiq import lwkt_send_ipiq, lwkt_wait_ipiq
 from dfuser.lwkt.machine import Lwkt
-from dfuser.lwkt.thread import cpu_pause, lwkt_yield
+from dfuser.lwkt.thread import cpu_pause, critical, lwkt_yield
 
 
 async def test_held_cpus_do_not_move(any_driver: Any) -> None:
@@ -119,6 +119,29 @@ def test_two_masters_are_never_inside_together(new_lwkt: Callable[..., Lwkt]) ->
         lwkt.run_until_idle(rng=random.Random(seed), max_steps=200_000)
     assert rounds == 20 * 4 * 20
     assert not any(cpu.stopped for cpu in lwkt.cpus)
+
+
+def test_masters_that_began_together_take_turns(new_lwkt: Callable[..., Lwkt]) -> None:
+    """What if both asked before either could answer: the older first, the younger after it?"""
+    lwkt = new_lwkt(3)
+    log: list[str] = []
+
+    async def master(name: str) -> None:
+        with critical():
+            await cpu_pause()
+            cs = Cpusync(lwkt, lwkt.cpus)
+            await cs.interlock()
+            log.append(f"{name}+")
+            await cpu_pause()
+            await cpu_pause()
+            log.append(f"{name}-")
+            await cs.deinterlock()
+
+    for cpu, name in enumerate("abc"):
+        lwkt.create(master, name, cpu=cpu)
+    lwkt.run_until_idle(max_steps=10_000)
+    assert "".join(log) == "a+a-b+b-c+c-"
+    assert not any(cpu.stopped or cpu.cpusync_deferred for cpu in lwkt.cpus)
 
 
 def test_quick_runs_everywhere(new_lwkt: Callable[..., Lwkt]) -> None:

@@ -151,6 +151,30 @@ def test_plain_senders_overflow_in_order_and_are_throttled(new_lwkt: Callable[..
     assert got == list(range(1000))
 
 
+def test_ending_parked_senders_leaves_no_waiter(new_lwkt: Callable[..., Lwkt]) -> None:
+    """What if senders are ended while parked on a full ring: does the ring forget them?"""
+    lwkt = new_lwkt(2)
+    ring = lwkt.ipiqs.rings[0][1]
+
+    async def waiter() -> None:
+        while True:
+            await lwkt_send_ipiq(lwkt.cpus[1], lambda *_: None)
+
+    async def thrower() -> None:
+        for _ in range(300):
+            lwkt.send_ipiq_nowait(lwkt.cpus[1], lambda: None)
+        await lwkt_yield()
+
+    lwkt.cpus[1].stop()
+    lwkt.create(waiter, cpu=0)
+    lwkt.create(thrower, cpu=0)
+    lwkt.run_until_idle()
+    assert len(ring.waiters) == 2
+    lwkt.kill_threads()
+    assert ring.waiters == []
+    lwkt.shutdown_nowait()
+
+
 def test_nowait_refuses_when_half_full(new_lwkt: Callable[..., Lwkt]) -> None:
     """What if the ring is over half full: does the refusing sender get ENOENT and send nothing?"""
     lwkt = new_lwkt(2)

@@ -45,8 +45,9 @@ from dfuser.lwkt.sleepq import synch_of
 from dfuser.lwkt.synch import abort_sleep, tsleep, wakeup
 from dfuser.lwkt.thread import Thread, cpu_pause, lwkt_yield
 
-from .conftest import Driver
-from .helpers_b import run_ticks
+from .conftest import Driver, make_lwkt
+from .test_synch import Choices
+from .vtime import run_ticks
 
 
 class Actor:
@@ -198,6 +199,42 @@ def test_exclupgrade_of_two_holders(lwkt: Lwkt, order: tuple[int, int]) -> None:
     assert lock.lockcount() == 1
     first.do(LK_RELEASE)
     assert not lock.lockinuse()
+
+
+def test_exclupgrade_in_every_interleaving() -> None:
+    """What if the two, on two CPUs, are interleaved in every possible way?"""
+    choices = Choices()
+    schedules = 0
+    outcomes: set[tuple[int, ...]] = set()
+    while True:
+        lwkt = make_lwkt(2)
+        lock = Lock("test")
+        results: dict[int, int] = {}
+
+        async def upgrader(who: int, lock: Lock = lock, results: dict[int, int] = results) -> None:
+            assert await lock.lockmgr(LK_SHARED) == 0
+            await cpu_pause()
+            error = await lock.lockmgr(LK_EXCLUPGRADE)
+            results[who] = error
+            await cpu_pause()
+            if not error:
+                assert lock.owned()
+                assert lock.lockcount() == 1
+                lock.unlock()
+
+        for cpu in (0, 1):
+            lwkt.create(upgrader, cpu, cpu=cpu)
+        lwkt.run_until_idle(choose=lambda ready: ready[choices.pick(len(ready))])
+        schedules += 1
+        assert len(results) == 2, choices.taken
+        outcomes.add((results[0], results[1]))
+        assert not lock.lockinuse()
+        lwkt.shutdown_nowait()
+        if not choices.next():
+            break
+    # Both succeed only when the first has done before the second has begun to share.
+    assert outcomes == {(0, EBUSY), (EBUSY, 0), (0, 0)}
+    assert schedules > 10
 
 
 def test_plain_upgrade_of_two_holders(lwkt: Lwkt) -> None:
@@ -453,6 +490,217 @@ async def test_block_of_a_busy_lock(any_driver: Driver) -> None:
     await any_driver.run()
     assert order == ["a blocked", "b blocked", "released", "a", "b"]
     assert not lock.lockinuse()
+
+
+class Model:
+    """The rules of lockmgr's docstring, applied to names: what each request must answer."""
+
+    def __init__(self) -> None:
+        self.shared: list[int] = []
+        self.owner: int | None = None
+        self.count = 0
+        self.upgrader: tuple[int, bool] | None = None
+        self.queue: list[tuple[int, str, bool]] = []
+        self.cancel = False
+        self.answers: dict[int, int] = {}
+
+    def waits(self, who: int) -> bool:
+        return any(w == who for w, _, _ in self.queue) or (
+            self.upgrader is not None and self.upgrader[0] == who
+        )
+
+    def own(self, who: int, answer: int = 0) -> None:
+        self.owner, self.count = who, 1
+        self.answers[who] = answer
+
+    def settle(self) -> None:
+        """Hand the lock over as far as the rules allow."""
+        while self.owner is None:
+            if self.upgrader is not None:
+                if not self.shared:
+                    who, self.upgrader = self.upgrader[0], None
+                    self.own(who)
+                return
+            if not self.queue:
+                return
+            if self.queue[0][1] == "S":
+                self.admit_shared()
+            elif self.shared:
+                return
+            else:
+                self.own(self.queue.pop(0)[0])
+
+    def admit_shared(self) -> None:
+        for who, kind, _ in self.queue:
+            if kind == "S":
+                self.shared.append(who)
+                self.answers[who] = 0
+        self.queue = [entry for entry in self.queue if entry[1] != "S"]
+
+    def ask(self, who: int, kind: str, nowait: bool, cancelable: bool) -> None:
+        """A new request, shared or exclusive."""
+        free = self.owner is None and (not self.shared or kind == "S")
+        if self.owner == who:
+            self.count += 1
+            self.answers[who] = 0
+        elif free and not self.queue and self.upgrader is None:
+            if kind == "S":
+                self.shared.append(who)
+                self.answers[who] = 0
+            else:
+                self.own(who)
+        elif nowait:
+            self.answers[who] = EBUSY
+        elif cancelable and self.cancel:
+            self.answers[who] = ENOLCK
+        else:
+            self.queue.append((who, kind, cancelable))
+
+    def release(self, who: int) -> None:
+        self.answers[who] = 0
+        self.drop(who)
+
+    def drop(self, who: int) -> None:
+        if self.owner == who:
+            self.count -= 1
+            if self.count:
+                return
+            self.owner = None
+        else:
+            self.shared.remove(who)
+        if not self.shared:
+            self.cancel = False
+        self.settle()
+
+    def upgrade(self, who: int, insist: bool, nowait: bool, cancelable: bool) -> None:
+        if self.owner == who:
+            self.answers[who] = 0
+        elif self.shared == [who] and self.upgrader is None:
+            self.shared.clear()
+            self.own(who)
+        elif nowait or (insist and self.upgrader is not None):
+            self.answers[who] = EBUSY
+            self.drop(who)
+        elif self.upgrader is not None:
+            self.drop(who)
+            self.ask(who, "X", False, cancelable)
+        elif cancelable and self.cancel:
+            self.answers[who] = ENOLCK
+            self.drop(who)
+        else:
+            self.shared.remove(who)
+            self.upgrader = (who, cancelable)
+
+    def downgrade(self, who: int) -> None:
+        self.answers[who] = 0
+        self.owner, self.count = None, 0
+        self.shared.append(who)
+        self.admit_shared()
+
+    def cancel_beg(self, who: int) -> None:
+        self.answers[who] = 0
+        self.cancel = True
+        for waiter, _, cancelable in self.queue:
+            if cancelable:
+                self.answers[waiter] = ENOLCK
+        self.queue = [entry for entry in self.queue if not entry[2]]
+        if self.upgrader is not None and self.upgrader[1]:
+            self.answers[self.upgrader[0]] = ENOLCK
+            self.upgrader = None
+        self.settle()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_answer_against_the_model(lwkt: Lwkt, seed: int) -> None:
+    """What if six threads make 400 requests one after the other: is each answer the model's?"""
+    rng = random.Random(seed)
+    lock = Lock("model", flags=LK_CANRECURSE)
+    model = Model()
+    cast = actors(lwkt, lock, 6)
+    answered = [0] * 6
+    for _ in range(400):
+        who = rng.choice([n for n in range(6) if not model.waits(n)])
+        flags = rng.choice((0, 0, 0, LK_NOWAIT, LK_CANCELABLE, LK_CANCELABLE))
+        nowait, cancelable = bool(flags & LK_NOWAIT), bool(flags & LK_CANCELABLE)
+        if model.owner == who and model.count == 1 and rng.random() < 0.3:
+            kind = LK_DOWNGRADE
+            model.downgrade(who)
+        elif (model.owner == who or model.shared == [who]) and rng.random() < 0.2:
+            kind = LK_CANCEL_END if model.cancel else LK_CANCEL_BEG
+            if model.cancel:
+                model.cancel = False
+                model.answers[who] = 0
+            else:
+                model.cancel_beg(who)
+        elif who in model.shared and rng.random() < 0.5:
+            kind = rng.choice((LK_UPGRADE, LK_EXCLUPGRADE))
+            model.upgrade(who, kind == LK_EXCLUPGRADE, nowait, cancelable)
+        elif model.owner == who or who in model.shared:
+            if model.owner == who and model.count < 3 and rng.random() < 0.3:
+                kind = rng.choice((LK_SHARED, LK_EXCLUSIVE))
+                model.ask(who, "X", nowait, cancelable)
+            else:
+                kind = LK_RELEASE
+                model.release(who)
+        else:
+            kind = rng.choice((LK_SHARED, LK_EXCLUSIVE))
+            model.ask(who, "S" if kind == LK_SHARED else "X", nowait, cancelable)
+        cast[who].do(kind | flags)
+        for n, actor in enumerate(cast):
+            new = actor.results[answered[n] :]
+            assert new == ([model.answers.pop(n)] if n in model.answers else []), (kind, n)
+            answered[n] += len(new)
+        assert lock.xcount == model.count * (model.owner is not None)
+        assert lock.scount == len(model.shared)
+        if model.owner is not None:
+            assert lock.lockholder is cast[model.owner].td
+        waiting = len(model.queue) + (model.upgrader is not None)
+        assert lock.statistics().waiters == waiting
+
+
+def test_a_busy_object_cannot_starve_an_edge(lwkt: Lwkt) -> None:
+    """What if somebody else always has the lock again when the core is run?"""
+    lock = Lock("vn", flags=LK_CANRECURSE)
+    runs: list[bool] = []
+    stop: list[bool] = []
+
+    def core() -> str:
+        runs.append(lock.owned())
+        if not lock.owned():
+            raise lock.block(LK_EXCLUSIVE)
+        return "done"
+
+    async def edge() -> None:
+        assert await run_blocking(core) == "done"
+        stop.append(True)
+
+    async def greedy() -> None:
+        while not stop:
+            assert await lock.lockmgr(LK_EXCLUSIVE) == 0
+            await lwkt_yield()
+            lock.unlock()
+
+    lwkt.create(greedy, cpu=0)
+    lwkt.create(greedy, cpu=0)
+    lwkt.create(edge, cpu=0)
+    lwkt.run_until_idle()
+    assert runs == [False, False, False, True]
+    assert not lock.lockinuse()
+    strict = Lock("strict")
+    assert strict.block(LK_EXCLUSIVE).exclusive is None
+    caught: list[str] = []
+
+    async def fool() -> None:
+        await strict.acquire()
+        try:
+            await strict.wait_for(LK_EXCLUSIVE)
+        except Panic as exc:
+            caught.append(str(exc))
+        strict.release()
+
+    lwkt.create(fool, cpu=0)
+    lwkt.run_until_idle()
+    assert caught == ["lockmgr: strict: locking against myself"]
 
 
 FAILURES = {LK_NOWAIT: EBUSY, LK_TIMELOCK: EWOULDBLOCK, LK_SLEEPFAIL: ENOLCK}

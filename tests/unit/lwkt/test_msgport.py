@@ -13,6 +13,24 @@ from dfuser.libkern.errno import EASYNC, EINTR, EIO, ENOENT, ERESTART, Panic
 from dfuser.libkern.param import PCATCH
 from dfuser.lwkt import thread as thread_mod
 from dfuser.lwkt.machine import Lwkt
+from dfuser.lwkt.msgapi import (
+    lwkt_abortmsg,
+    lwkt_beginmsg,
+    lwkt_domsg,
+    lwkt_dropmsg,
+    lwkt_forwardmsg,
+    lwkt_getport,
+    lwkt_initmsg,
+    lwkt_initmsg_abortable,
+    lwkt_initmsg_rp,
+    lwkt_initport,
+    lwkt_reinitmsg,
+    lwkt_replymsg,
+    lwkt_sendmsg,
+    lwkt_setmsg_receipt,
+    lwkt_waitmsg,
+    lwkt_waitport,
+)
 from dfuser.lwkt.msgkinds import (
     THREAD_OPS,
     initport_panic,
@@ -22,7 +40,6 @@ from dfuser.lwkt.msgkinds import (
     initport_serialize,
     initport_spin,
     initport_thread,
-    lwkt_initport,
     thread_port,
     thread_putport,
 )
@@ -31,13 +48,6 @@ from dfuser.lwkt.msgport import (
     LwktMsg,
     Port,
     PortSet,
-    lwkt_beginmsg,
-    lwkt_domsg,
-    lwkt_forwardmsg,
-    lwkt_initmsg,
-    lwkt_initmsg_rp,
-    lwkt_replymsg,
-    lwkt_sendmsg,
     ports_of,
 )
 from dfuser.lwkt.serialize import LwktSerialize
@@ -265,6 +275,67 @@ def test_abort_may_win_or_lose(lwkt: Lwkt) -> None:
     assert results == [ERESTART]
 
 
+@pytest.mark.parametrize("cpu", [0, 1])
+@pytest.mark.parametrize("kind", ["thread", "spin"])
+def test_synchronous_replies_are_never_queued(lwkt: Lwkt, cpu: int, kind: str) -> None:
+    """What if the reply port is looked at between a synchronous reply and its receiver's turn?"""
+    queued: list[int] = []
+    ports: list[Port] = []
+
+    async def server() -> None:
+        while True:
+            msg = await thread_port(me()).waitport()
+            assert msg is not None
+            msg.setmsg_receipt(lambda m, port: queued.append(-1))
+            msg.replymsg(0)
+            queued.append(ports[0].statistics().queued)
+
+    td = lwkt.create(server, cpu=cpu)
+
+    async def client() -> None:
+        mine = thread_port(me()) if kind == "thread" else initport_spin(me())
+        ports.append(mine)
+        assert await thread_port(td).domsg(LwktMsg(mine)) == 0
+        queued.append(mine.statistics().queued)
+
+    lwkt.create(client, cpu=0)
+    lwkt.run_until_idle()
+    assert queued == [0, 0]
+
+
+def test_other_traffic_does_not_abort(lwkt: Lwkt) -> None:
+    """What if the reply of another message wakes a sender that waits with PCATCH?"""
+    aborts: list[LwktMsg] = []
+    held: list[LwktMsg] = []
+    done: list[int] = []
+
+    async def server() -> None:
+        while True:
+            msg = await thread_port(me()).waitport()
+            assert msg is not None
+            held.append(msg)
+
+    td = lwkt.create(server, cpu=1)
+
+    async def client() -> None:
+        mine = thread_port(me())
+        first, second = LwktMsg(mine, cmd=1), LwktMsg(mine, cmd=2)
+        second.initmsg_abortable(aborts.append)
+        thread_port(td).sendmsg(first)
+        done.append(await thread_port(td).domsg(second, PCATCH))
+        assert mine.getport() is first
+
+    client_td = lwkt.create(client, cpu=0)
+    lwkt.run_until_idle()
+    for error in (3, 4):
+        lwkt.cpus[1].interrupt(lambda error=error: held.pop(0).replymsg(error))
+        lwkt.run_until_idle()
+        if error == 3:
+            assert client_td.wmesg == "waitmsg"
+    assert aborts == []
+    assert done == [4]
+
+
 @pytest.mark.parametrize("kind", ["thread", "spin", "serialize"])
 async def test_waitport_ends_with_a_signal(any_driver: Driver, kind: str) -> None:
     """What if a signal comes while a thread waits for a message?"""
@@ -435,6 +506,54 @@ def test_reinitmsg_and_initport(lwkt: Lwkt) -> None:
 
     lwkt.create(user, cpu=0)
     lwkt.run_until_idle()
+
+
+async def test_the_names_of_the_paper(any_driver: Driver) -> None:
+    """What if a client and a server are written with the functions of Table II only?"""
+    log: list[str] = []
+
+    async def server() -> None:
+        port = lwkt_initport(me())
+        first = await lwkt_waitport(port)
+        assert first is not None
+        lwkt_replymsg(first, 1)
+        abortable = await lwkt_waitport(port)
+        assert abortable is not None
+        await tsleep("aborted", 0, "test")
+        lwkt_replymsg(abortable, EINTR)
+        await tsleep("drop", 0, "test")
+        dropable = port.peek()
+        assert dropable is not None
+        assert lwkt_dropmsg(dropable) == 0
+        assert lwkt_getport(port) is None
+        log.append("served")
+
+    def abort(msg: LwktMsg) -> None:
+        log.append("abort")
+        wakeup("aborted")
+
+    async def client() -> None:
+        assert td.msgport is not None
+        mine = lwkt_initport(me())
+        msg = lwkt_initmsg(5)
+        lwkt_setmsg_receipt(msg, lambda m, port: log.append("receipt"))
+        lwkt_sendmsg(td.msgport, msg)
+        assert await lwkt_waitmsg(msg) == 1
+        msg = lwkt_initmsg_abortable(mine, abort)
+        lwkt_sendmsg(td.msgport, msg)
+        await lwkt_yield()
+        lwkt_abortmsg(msg)
+        assert await lwkt_waitmsg(msg) == EINTR
+        lwkt_reinitmsg(msg, initport_replyonly_null())
+        msg.flags |= MSGF.DROPABLE
+        lwkt_sendmsg(td.msgport, msg)
+        wakeup("drop")
+
+    td = any_driver.create(server, cpu=0)
+    await any_driver.run()
+    any_driver.create(client, cpu=0)
+    await any_driver.run()
+    assert log == ["receipt", "abort", "served"]
 
 
 def test_one_announcement_for_many(lwkt: Lwkt) -> None:

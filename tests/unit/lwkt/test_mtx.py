@@ -33,7 +33,7 @@ from dfuser.lwkt.synch import abort_sleep, tsleep, wakeup
 from dfuser.lwkt.thread import cpu_pause, lwkt_yield
 
 from .conftest import Driver
-from .helpers_b import run_ticks
+from .vtime import run_ticks
 
 
 async def test_exclusive_before_shared_in_order(any_driver: Driver) -> None:

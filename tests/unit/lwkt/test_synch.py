@@ -7,7 +7,9 @@ import random
 from typing import Any
 
 import pytest
+import trio
 
+from dfuser.hw.clock import HostClock
 from dfuser.libkern.errno import EINTR, ERESTART, EWOULDBLOCK, Panic
 from dfuser.libkern.param import (
     HZ,
@@ -45,7 +47,7 @@ from dfuser.lwkt.synch import (
 from dfuser.lwkt.thread import TDF, cpu_pause, crit_enter, crit_exit
 
 from .conftest import Driver, make_lwkt
-from .helpers_b import run_all, run_ticks
+from .vtime import run_all, run_ticks
 
 
 def nothing_left(lwkt: Lwkt) -> bool:
@@ -499,6 +501,33 @@ def test_lbolt_comes_once_a_second(lwkt: Lwkt) -> None:
     assert lwkt.ticks == 4 * HZ
 
 
+async def test_an_adopted_request_sleeps_and_is_cancelled() -> None:
+    """What if a trio task that became a thread sleeps, is woken, and another's sleep is aborted?"""
+    lwkt = make_lwkt(clock=HostClock(), default_driver="task")
+    results: dict[str, int] = {}
+
+    async def request(name: str) -> int:
+        return await tsleep(name, PCATCH, "fuse", 0)
+
+    async def adopt(name: str, cpu: int) -> None:
+        results[name] = await lwkt.adopt(request, name, name=name, cpu=cpu)
+
+    async with trio.open_nursery() as loops:
+        await lwkt.start(loops)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(adopt, "woken", 1)
+            nursery.start_soon(adopt, "aborted", 2)
+            await Driver("task", lwkt).run()
+            sleeping = {td.name: td for td in lwkt.threads.values()}
+            assert sleeping["woken"].wmesg == sleeping["aborted"].wmesg == "fuse"
+            assert abort_sleep(sleeping["aborted"], EINTR), "host code may abort"
+            lwkt.cpus[0].interrupt(wakeup, "woken")
+        assert results == {"woken": 0, "aborted": EINTR}
+        assert nothing_left(lwkt)
+        await lwkt.shutdown()
+        loops.cancel_scope.cancel()
+
+
 # --- sleeping with a lock --------------------------------------------------------------------
 
 
@@ -647,7 +676,7 @@ class Choices:
         return False
 
 
-#: What the producer makes in each schedule: 2,997 schedules for 3.
+#: What the producer makes in each schedule; 3 give 7,793 different schedules.
 ITEMS = 3
 
 
@@ -694,7 +723,7 @@ def _interleave(interlock: bool) -> tuple[int, int]:
 def test_every_interleaving_of_two_threads() -> None:
     """What if producer and consumer, on two CPUs, meet in any order of steps?"""
     schedules, hangs = _interleave(interlock=True)
-    assert schedules > 500
+    assert schedules > 5000
     assert hangs == 0
 
 
@@ -707,11 +736,19 @@ def test_the_interleavings_find_a_missing_interlock() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_interlock_torture(lwkt: Lwkt, seed: int) -> None:
     """What if many producers and consumers on four CPUs are scheduled at random?"""
-    rng = random.Random(seed)
+    _torture(lwkt, random.Random(seed), 200)
+
+
+@pytest.mark.slow
+def test_interlock_torture_at_length(lwkt: Lwkt) -> None:
+    """What if they go on for 300,000 items?"""
+    _torture(lwkt, random.Random(2020), 300_000)
+
+
+def _torture(lwkt: Lwkt, rng: random.Random, total: int) -> None:
     counter = itertools.count()
     queue: list[int] = []
     got: list[int] = []
-    total = 200
 
     async def consumer() -> None:
         while len(got) < total:
@@ -738,7 +775,7 @@ def test_interlock_torture(lwkt: Lwkt, seed: int) -> None:
         lwkt.create(consumer, cpu=cpu)
         lwkt.create(consumer, cpu=cpu)
         lwkt.create(producer, cpu=cpu)
-    lwkt.run_until_idle(rng=rng)
+    lwkt.run_until_idle(rng=rng, max_steps=100 * total + 10_000)
     assert sorted(got) == list(range(total))
     stats = synch_of(lwkt).statistics()
     assert stats.sleepers == 0

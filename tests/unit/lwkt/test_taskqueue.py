@@ -16,7 +16,7 @@ from dfuser.lwkt.taskqueue import Task, TaskQueue, TaskQueues, TimeoutTask
 from dfuser.lwkt.thread import lwkt_yield
 
 from .conftest import Driver
-from .helpers_b import run_all, run_ticks
+from .vtime import run_all, run_ticks
 
 
 async def test_a_thousand_enqueues_are_one_call(any_driver: Driver) -> None:

@@ -7,7 +7,8 @@ taken out (by the wait itself, or by the test). ``fs.calls`` counts the operatio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from dfuser.libkern.errno import EISDIR, ENOENT, ENOTEMPTY, ESTALE, KError
@@ -286,7 +287,7 @@ def fs_of(vfs: Vfs) -> DictFs:
     return fs
 
 
-def check(vfs: Vfs) -> None:
+def check(vfs: Vfs, extra_holds: Mapping[Vnode, int] = MappingProxyType({})) -> None:
     """Recompute everything that the VFS counts; names the first difference."""
     vnodes, cache = vfs.vnodes, vfs.cache
     active, inactive = list(vnodes.active), list(vnodes.inactive)
@@ -308,15 +309,15 @@ def check(vfs: Vfs) -> None:
             todo.append(child)
     assert cache.numcache == len(seen)
     assert cache.numleafs == sum(1 for ncp in seen if ncp.children is None)
-    ghosts: set[NamecacheEntry] = set()
+    assert all(ncp.vp is None or not ncp.vp.flag & V.RECLAIMED for ncp in seen)
     for vp in vnodes:
         holds = 0
         for ncp in vp.ncps():
             assert ncp.vp is vp
             holds += 1 if ncp.children is None else 2
-            if ncp.parent is not None and ncp not in seen and ncp not in roots:
-                ghosts.add(ncp)
-        assert vp.auxrefs == holds, vp
+        assert vp.auxrefs == holds + extra_holds.get(vp, 0), vp
+        if isinstance(vp.data, Node) and vp.data.nlink == 0:
+            assert vp.refcnt, "a file without names and users must be gone"
     negative = [n for n in seen if n.negative]
     assert cache.numneg == len(cache.neg)
     assert set(negative) <= set(cache.neg)

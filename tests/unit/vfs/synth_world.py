@@ -134,6 +134,14 @@ class SynthWorld:
         with self.at(where) as nd:
             return self.vfs.mounts.mount(fstype, fstype, nd.found, options, 0, cred)
 
+    def close(self) -> None:
+        """End every thread, unmount everything; nothing may be left."""
+        self.lwkt.shutdown_nowait()
+        assert not self.lwkt.threads
+        self.vfs.close()
+        assert self.vfs.vnodes.numvnodes == 0
+        self.log.detach()
+
     # --- paths ---------------------------------------------------------------------------------
 
     def at(self, path: str, cred: Ucred = ROOT) -> NlookupData:

@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import pytest
-from tests.unit.vfs.dictfs import ROOT, DictFs, check, fs_of, make_vfs
 
 from dfuser.hw.clock import VirtualClock
 from dfuser.libkern.errno import EEXIST, EINVAL, EIO, ENOENT, KError, Panic
@@ -31,6 +30,7 @@ from dfuser.vfs.syscalls import (
 )
 from dfuser.vfs.vfs import Vfs
 from dfuser.vfs.vop import RENAME_EXCHANGE
+from tests.unit.vfs.dictfs import ROOT, DictFs, check, fs_of, make_vfs
 
 
 def touch(vfs: Vfs, dnch: NcHandle, name: bytes) -> NcHandle:
@@ -66,7 +66,7 @@ def test_negative_entries_stay_within_the_limit_with_hysteresis() -> None:
     """What if 5,000 missing names are asked for? At most the limit and a tenth, oldest gone."""
     vfs = make_vfs(maxvnodes=32_000)
     root = vfs.rootnch
-    limit = vfs.cache.neglimit
+    limit = vfs.cache.limits.neglimit
     assert limit == 2000
     seen = []
     for i in range(5000):
@@ -102,7 +102,7 @@ def test_leaf_entries_of_hard_links_are_bounded() -> None:
     """What if one file has thousands of names? Leaf entries stay below the positive limit."""
     vfs = make_vfs(maxvnodes=2000)
     root = vfs.rootnch
-    vfs.cache.set_poslimit(1500)
+    vfs.cache.limits.set_poslimit(1500)
     f = touch(vfs, root, b"f")
     vfs.cache.ref(f.ncp)
     for i in range(4000):
@@ -172,6 +172,37 @@ def test_removed_current_directory_has_no_path_and_takes_no_names() -> None:
     cdir.rele()
     vfs.cache.drop_nch(d)
     assert vfs.cache.numunlinked == 0
+    check(vfs)
+
+
+def test_held_child_of_a_removed_directory_goes_with_its_holder() -> None:
+    """What if a missing name is held while its directory is removed? Nothing is left later."""
+    vfs = make_vfs()
+    d = kern_mkdir(vfs, vfs.rootnch, b"d", 0o755, ROOT)
+    vp = d.ncp.vp
+    assert vp is not None
+    vp.ref()
+    child = vfs.cache.nlookup(d.ncp, b"x")
+    vfs.cache.resolve(child, d.mount, ROOT)
+    kern_rmdir(vfs, vfs.rootnch, b"d", ROOT)
+    assert vfs.cache.numunlinked == 2
+    assert child.flags & NCF.DESTROYED
+    assert errno_of(vfs.cache.resolve, child, d.mount, ROOT) == EINVAL
+    vfs.cache.drop(child)
+    assert vfs.cache.numunlinked == 0
+    vp.rele()
+    check(vfs)
+
+
+def test_replaced_file_goes_at_once() -> None:
+    """What if a rename replaces a file that nobody uses? Its vnode and node are gone."""
+    vfs = make_vfs()
+    root = vfs.rootnch
+    touch(vfs, root, b"a")
+    ino = kern_stat(vfs, touch(vfs, root, b"b")).fileid
+    kern_rename(vfs, root, b"a", root, b"b", 0, ROOT)
+    assert ino not in fs_of(vfs).nodes
+    assert vfs.vnodes.numvnodes == 2
     check(vfs)
 
 
@@ -370,7 +401,7 @@ def test_sysctls_show_the_live_figures() -> None:
     assert str(tree.get("vfs.cache.numcache")) == "8"
     assert "miss=8" in str(tree.get("vfs.cache.nchstats"))
     tree.set("debug.ncnegfactor", "32", ROOT)
-    assert vfs.cache.neglimit == vfs.vnodes.maxvnodes // 32
+    assert vfs.cache.limits.neglimit == vfs.vnodes.maxvnodes // 32
     assert errno_of(tree.set, "vfs.cache.numneg", "0", ROOT) == 1
 
 

@@ -15,7 +15,6 @@ from hypothesis.stateful import (
     multiple,
     rule,
 )
-from tests.unit.vfs.dictfs import ROOT, check, make_vfs
 
 from dfuser.libkern.errno import KError
 from dfuser.vfs.cache import CINV, NcHandle
@@ -29,6 +28,7 @@ from dfuser.vfs.syscalls import (
     kern_unlink,
 )
 from dfuser.vfs.vop import RENAME_EXCHANGE
+from tests.unit.vfs.dictfs import ROOT, check, make_vfs
 
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d"])
 
@@ -221,7 +221,7 @@ class NamecacheMachine(RuleBasedStateMachine):
     @rule()
     def limits(self) -> None:
         """The limits change, and vnlru looks."""
-        self.vfs.cache.set_negfactor(1 + self.vfs.cache.ncnegfactor * 2 % 97)
+        self.vfs.cache.limits.set_negfactor(1 + self.vfs.cache.limits.ncnegfactor * 2 % 97)
         self.vfs.cache.hysteresis(False)
 
     @invariant()

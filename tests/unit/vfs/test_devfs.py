@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dfuser.dev.clone import CloneBitmap
 from dfuser.dev.devsw import Buffer, Cdev, D, DevOps
@@ -29,11 +32,11 @@ from dfuser.libkern.errno import (
 )
 from dfuser.libkern.fcntl import O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY
 from dfuser.libkern.klist import HookKnote
-from dfuser.libkern.stat import DT_CHR, DT_DIR, DT_LNK, VType
+from dfuser.libkern.stat import DT_DIR, DT_LNK, VType
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.block import Block, run_blocking
 from dfuser.vfs.devfs import node as node_module
-from dfuser.vfs.devfs.node import DevfsMount
+from dfuser.vfs.devfs.node import DEVFS, DevfsMount
 from dfuser.vfs.devfs.rules import DevfsRule, DevfsRules, parse_rule, wild_case_cmp
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.syscalls import (
@@ -83,8 +86,10 @@ class EchoOps(DevOps):
 
 
 @pytest.fixture
-def world() -> SynthWorld:
-    return SynthWorld()
+def world() -> Iterator[SynthWorld]:
+    made = SynthWorld()
+    yield made
+    made.close()
 
 
 def fs_of(world: SynthWorld) -> DevfsMount:
@@ -272,6 +277,18 @@ def test_a_watched_device_tells_the_vnode(world: SynthWorld) -> None:
     assert len(world.log.klist) == 0
 
 
+def test_a_forced_unmount_closes_devices(world: SynthWorld) -> None:
+    """What if /dev/klog is open in a devfs that is unmounted by force?"""
+    mp = world.mount("devfs", "/mnt")
+    file = world.open("/mnt/klog")
+    assert world.errno(world.open, "/dev/klog") == EBUSY
+    world.vfs.mounts.unmount(mp, MNT.FORCE)
+    assert world.log.log_open is False
+    assert world.errno(kern_read, file, 0, 1) == EIO
+    kern_close(file)
+    kern_close(world.open("/dev/klog"))
+
+
 # --- names ---------------------------------------------------------------------------------------
 
 
@@ -361,9 +378,7 @@ def test_only_what_users_made_can_be_removed(world: SynthWorld) -> None:
     assert fs_of(world).statistics().user_nodes == 0
 
 
-def test_what_users_make_is_limited(
-    world: SynthWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_users_make_is_limited(world: SynthWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """What if somebody makes links without end?"""
     monkeypatch.setattr(node_module, "USER_NODES_MAX", 5)
     dev = world.hold("/dev")
@@ -444,6 +459,7 @@ def test_a_hidden_device_is_gone_for_those_who_know_it(world: SynthWorld) -> Non
     dev = make(world, "vn0")
     world.devices.make_dev_alias(dev, "disk")
     assert world.stat("/dev/vn0").type is VType.VCHR
+    assert world.stat("/dev/disk").type is VType.VLNK
     world.write("/dev/devfs", HIDE_VN)
     world.write("/dev/devfs", "apply /dev")
     assert world.errno(world.open, "/dev/vn0") == ENOENT
@@ -454,6 +470,18 @@ def test_a_hidden_device_is_gone_for_those_who_know_it(world: SynthWorld) -> Non
     world.write("/dev/devfs", "reset /dev")
     assert world.stat("/dev/vn0").type is VType.VCHR
     assert "disk" in world.names("/dev")
+
+
+def test_names_of_hidden_devices_are_taken(world: SynthWorld) -> None:
+    """What if a user makes a name that a hidden device has, or that a rule would hide?"""
+    make(world, "vn0")
+    world.write("/dev/devfs", HIDE_VN)
+    world.write("/dev/devfs", "apply *")
+    root = world.hold("/dev")
+    assert world.errno(kern_mkdir, world.vfs, root, b"vn0", 0o755, ROOT) == EEXIST
+    kern_mkdir(world.vfs, root, b"vn1", 0o755, ROOT)
+    assert world.stat("/dev/vn1").type is VType.VDIR
+    world.vfs.cache.drop_nch(root)
 
 
 def test_the_node_devfs_cannot_be_hidden(world: SynthWorld) -> None:
@@ -485,6 +513,8 @@ def test_link_rules(world: SynthWorld) -> None:
     for _ in range(2):
         world.write("/dev/devfs", "apply /dev")
     make(world, "da1")
+    stats = world.rules.statistics()
+    assert (stats.rules, stats.mounts, stats.matched, stats.commands) == (1, 1, 3, 3)
     assert world.readlink("/dev/disks/my0s1") == "../da0s1"
     assert world.readlink("/dev/disks/my1") == "../da1"
     assert fs_of(world).statistics().collisions == 0
@@ -584,7 +614,22 @@ def test_nodes_are_found_by_number(world: SynthWorld) -> None:
     assert vp.data.name == b"zero"
     vp.rele()
     assert world.errno(mp.ops.vfs_vget, mp, 10_000) == ENOENT
-    assert mp.ops.vfs_statfs(mp).files == fs_of(world).nodes
+    fs = fs_of(world)
+    assert mp.ops.vfs_statfs(mp).files == len(fs.nodes) == sum(1 for _ in fs.walk(fs.root))
+
+
+def test_a_thousand_devices_come_and_go_quickly(world: SynthWorld) -> None:
+    """What if many devices with aliases are made and destroyed: is the tree as before?"""
+    fs, ops = fs_of(world), EchoOps()
+    before = sorted(node.path() for node in fs.walk(fs.root))
+    devs = [make(world, f"many/d{i}", ops, i) for i in range(1000)]
+    for i, dev in enumerate(devs):
+        world.devices.make_dev_alias(dev, f"by-number/{i}")
+    assert fs.statistics().nodes == len(before) + 2002
+    world.devices.destroy_by_ops(ops)
+    assert sorted(node.path() for node in fs.walk(fs.root)) == before
+    assert sorted(fs.nodes) == sorted(node.ino for node in fs.walk(fs.root))
+    assert not any(node.links for node in fs.walk(fs.root))
 
 
 def test_mount_options(world: SynthWorld) -> None:
@@ -593,3 +638,66 @@ def test_mount_options(world: SynthWorld) -> None:
     mp = world.mount_of("devfs")
     assert world.errno(world.vfs.mounts.update, mp, 0, {}, ROOT) == EOPNOTSUPP
     assert mp.coherence == "volatile"
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["dev", "kill", "alias", "unalias", "mkdir", "rmdir", "hide", "reset"]),
+        st.sampled_from(["a", "b", "d/a", "d/b", "d/e/c"]),
+        st.sampled_from(["x", "d/x", "q/y"]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_the_tree_is_always_that_of_the_list(steps: list[tuple[str, str, str]]) -> None:
+    """What if devices, aliases, users' directories and rules come and go in any order?"""
+    world = SynthWorld()
+    fs, devices, root = fs_of(world), world.devices, world.hold("/dev")
+    for step, name, alias in steps:
+        dev = devices.find_device_by_name(name)
+        if step == "dev":
+            world.errno(make, world, name)
+        elif step == "kill" and dev is not None:
+            devices.destroy_dev(dev)
+        elif step == "alias" and dev is not None:
+            world.errno(devices.make_dev_alias, dev, alias)
+        elif step == "unalias" and dev is not None:
+            world.errno(devices.destroy_dev_alias, dev, alias)
+        elif step == "mkdir":
+            world.errno(kern_mkdir, world.vfs, root, name[:1].encode(), 0o755, ROOT)
+        elif step == "rmdir":
+            world.errno(kern_rmdir, world.vfs, root, name[:1].encode(), ROOT)
+        elif step == "hide":
+            world.rules.command(f"add -n {name} hide")
+            world.rules.apply("*")
+        elif step == "reset":
+            world.rules.clear("*")
+            world.rules.reset("*")
+        check_tree(world, fs)
+    world.vfs.cache.drop_nch(root)
+    world.close()
+
+
+def check_tree(world: SynthWorld, fs: DevfsMount) -> None:
+    """Tree, tables, list of devices and what lookups and listings say must agree."""
+    nodes = list(fs.walk(fs.root))
+    assert sorted(fs.nodes) == sorted(node.ino for node in nodes)
+    of_devices = {node.dev for node in nodes if node.dev is not None}
+    assert of_devices <= set(world.devices.devices())
+    for node in nodes:
+        assert all(link.link_target is node and link.parent for link in node.links)
+        if node is fs.root:
+            continue
+        assert node.parent is not None
+        assert node.parent.children[node.name] is node
+        empty = node.type is VType.VDIR and not node.children
+        assert not empty or node.flags & DEVFS.USER_CREATED
+        above, hidden = node, False
+        while above.parent is not None:
+            hidden = hidden or above.hidden
+            above = above.parent
+        found = world.errno(world.stat, "/dev/" + node.path().decode()) == 0
+        assert found is not hidden

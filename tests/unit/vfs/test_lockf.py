@@ -38,7 +38,7 @@ class Owner:
 
 
 def vnode() -> Any:
-    return SimpleNamespace(lockf=None)
+    return SimpleNamespace(lockf=None, flag=0)
 
 
 def lock(

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.vfs.dictfs import ROOT, DictFs, check, make_vfs
 
 from dfuser.hw.clock import VirtualClock
 from dfuser.libkern.errno import (
@@ -47,6 +46,7 @@ from dfuser.vfs.syscalls import (
 )
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vfs import Vfs
+from tests.unit.vfs.dictfs import ROOT, DictFs, check, make_vfs
 
 USER = Ucred.of(1000, 1000)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.vfs.dictfs import ROOT, check, fs_of, make_vfs
 
 from dfuser.libkern.errno import (
     EACCES,
@@ -32,6 +31,7 @@ from dfuser.vfs.syscalls import (
 )
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vfs import Vfs
+from tests.unit.vfs.dictfs import ROOT, check, fs_of, make_vfs
 
 USER = Ucred.of(1000, 1000, (2000,))
 

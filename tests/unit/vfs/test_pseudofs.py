@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dfuser.kern.proc import CallerId
 from dfuser.libkern.errno import (
     EACCES,
+    EAGAIN,
     EBUSY,
     EFBIG,
     EINVAL,
@@ -114,7 +116,7 @@ class LiveDir(PfsDir):
         text = name.decode()
         return LiveFile(self, text) if text in self.files else None
 
-    def entries(self, cred: Ucred) -> Iterable[PfsEntry]:
+    def entries(self, cred: Ucred, after: int = 0) -> Iterable[PfsEntry]:
         return [LiveFile(self, name).entry(name.encode()) for name in self.files]
 
 
@@ -136,8 +138,10 @@ class World(SynthWorld):
 
 
 @pytest.fixture
-def world() -> World:
-    return World()
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -239,9 +243,7 @@ def test_a_shell_redirection_works(world: World) -> None:
     world.live.add("f")
     assert world.write("/mnt/f", b"x", flags=O_WRONLY | O_TRUNC) == 1
     place = world.hold("/mnt")
-    nch, file = kern_create(
-        world.vfs, place, b"f", 0o644, O_WRONLY | O_CREAT | O_TRUNC, ROOT
-    )
+    nch, file = kern_create(world.vfs, place, b"f", 0o644, O_WRONLY | O_CREAT | O_TRUNC, ROOT)
     assert nch.ncp.name == b"f"
     kern_write(file, 0, b"y")
     kern_close(file)
@@ -391,6 +393,7 @@ def test_what_stays_is_listed_exactly_once(
     kern_close(file)
     for name in [".", "..", *(str(n) for n in start if str(n) not in touched)]:
         assert seen.count(name) == 1
+    world.close()
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -493,6 +496,14 @@ def test_statfs_and_vget(world: World) -> None:
     assert vp.ino == ino
     vp.rele()
     assert world.errno(world.mp.ops.vfs_vget, world.mp, 999_999) == ENOENT
+    for fstype in ("sysctlfs", "kernfs", "procfs", "places"):
+        mp = world.mount_of(fstype)
+        for name in ("kern", "stats", "0", "mnt"):
+            node = mp.data.root.lookup(name.encode(), ROOT)
+            if node is not None:
+                vp = mp.ops.vfs_vget(mp, node.ino)
+                assert vp.ino == node.ino
+                vp.rele()
 
 
 def test_a_file_of_two_callables() -> None:
@@ -509,12 +520,15 @@ def test_a_file_of_two_callables() -> None:
         assert err.value.errno == EOPNOTSUPP
 
 
-def test_a_link_that_nobody_can_follow_has_size_0(world: World) -> None:
-    """What if curproc is looked at while no process can be had for the reader?"""
+def test_looking_at_a_link_has_no_effect(world: World) -> None:
+    """What if curproc is looked at, and what if no process can be had for the reader?"""
     world.procs.maxproc = 12
-    world.procs.caller = lambda: __import__("dfuser.kern.proc").kern.proc.CallerId(1, 1000, 1)
+    world.procs.caller = lambda: CallerId(1, 1000, 1)
+    assert world.stat("/proc/curproc").size == 0
+    assert world.procs.statistics().created == 0
     while world.errno(world.procs.request_enter, 1000, 1, 1, "x") == 0:
         pass
+    assert world.errno(world.readlink, "/proc/curproc") == EAGAIN
     assert world.stat("/proc/curproc").size == 0
 
 

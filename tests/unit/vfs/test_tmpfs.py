@@ -16,13 +16,16 @@ from dfuser.libkern.errno import (
     EFBIG,
     EINVAL,
     EIO,
+    EMLINK,
     ENAMETOOLONG,
     ENOSPC,
+    EPERM,
     EROFS,
     KError,
 )
 from dfuser.libkern.fcntl import O_RDWR
-from dfuser.libkern.param import PAGE_SIZE
+from dfuser.libkern.param import LINK_MAX, PAGE_SIZE
+from dfuser.libkern.stat import UF_IMMUTABLE, VType
 from dfuser.vfs import syscalls as sc
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.tmpfs.mount import TmpfsMount
@@ -30,7 +33,7 @@ from dfuser.vfs.tmpfs.node import TmpfsNode
 from dfuser.vfs.tmpfs.vfsops import TmpfsVfsOps, parse_limits, parse_size
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vfs import Vfs
-from dfuser.vfs.vop import RENAME_EXCHANGE
+from dfuser.vfs.vop import RENAME_EXCHANGE, RENAME_WHITEOUT
 from dfuser.vm.page import VmPages
 from tests.conform.world import ROOT, USER, World, errno
 
@@ -425,7 +428,8 @@ def test_one_page_for_one_byte() -> None:
 
 
 @pytest.mark.slow
-def test_a_million_files(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(1200)
+def test_a_million_files() -> None:
     # What if a million files of one byte are made, listed and removed: a page each, all given back?
     number = 1_000_000
     box = Box(number * PAGE_SIZE + (64 << 20), maxvnodes=4_000_000)
@@ -458,3 +462,107 @@ def test_statistics(box: Box) -> None:
     stats = tm_of(w).statistics()
     assert (stats.pages_used, stats.nodes_inuse, stats.ext_bytes) == (3, 3, 10)
     assert stats.next_number == 5
+
+
+def test_name_of_a_directory(box: Box) -> None:
+    # What if a directory is asked for its own name, after moves, exchanges and its removal?
+    w = box.mount()
+    w.mkdir(b"a")
+    w.mkdir(b"a/b")
+    w.mkdir(b"c")
+    dvp = w.vp(b"a/b").ref()
+    ops = dvp.ops.use
+    assert ops.vop_ndirname(dvp, ROOT) == b"b"
+    w.rename(b"a/b", b"a/d")
+    assert ops.vop_ndirname(dvp, ROOT) == b"d"
+    w.rename(b"a/d", b"c")
+    assert ops.vop_ndirname(dvp, ROOT) == b"c"
+    w.rename(b"c", b"a", RENAME_EXCHANGE)
+    assert ops.vop_ndirname(dvp, ROOT) == b"a"
+    w.check()
+    w.rmdir(b"a")
+    assert ops.vop_ndirname(dvp, ROOT) is None
+    dvp.rele()
+    root = w.vp(b"")
+    assert ops.vop_ndirname(root, ROOT) is None
+
+
+def test_flags_bind_callers_the_host_has_checked(box: Box) -> None:
+    # What if permissions are not asked for, because the host has: do the flags still hold?
+    w = box.mount()
+    vfs, root = box.vfs, w.top
+    w.put(b"a", b"x")
+    w.mkdir(b"d")
+    w.setattr(b"a", flags=UF_IMMUTABLE)
+    w.setattr(b"d", flags=UF_IMMUTABLE)
+    place, inside = w.nch(b"a"), w.nch(b"d")
+    calls: list[Any] = [
+        lambda: sc.kern_unlink(vfs, root, b"a", ROOT, chk=False),
+        lambda: sc.kern_rename(vfs, root, b"a", root, b"b", 0, ROOT, chk=False),
+        lambda: sc.kern_link(vfs, place, root, b"b", ROOT, chk=False),
+        lambda: sc.kern_open(vfs, place, O_RDWR, ROOT, chk=False),
+        lambda: sc.kern_setattr(vfs, place, Vattr(mode=0), ROOT, chk=False),
+        lambda: sc.kern_mkdir(vfs, inside, b"x", 0o755, ROOT, chk=False),
+        lambda: sc.kern_create(vfs, inside, b"x", 0o644, O_RDWR, ROOT, chk=False),
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(KError) as caught:
+            call()
+        assert caught.value.errno == EPERM, number
+    w.setattr(b"a", flags=0)
+    w.setattr(b"d", flags=0)
+
+
+@pytest.mark.slow
+def test_most_links() -> None:
+    # What if a file has as many names as can be counted?
+    box = Box(16 << 20)
+    w = box.mount()
+    w.put(b"a")
+    for i in range(LINK_MAX - 1):
+        sc.kern_link(box.vfs, w.nch(b"a"), w.top, b"l%d" % i, ROOT)
+    with errno(EMLINK):
+        w.link(b"a", b"more")
+    assert w.stat(b"a").nlink == LINK_MAX
+    w.check()
+    w.close()
+    box.close()
+
+
+def test_most_subdirectories() -> None:
+    # What if a directory has as many subdirectories as can be counted?
+    box = Box(16 << 20)
+    w = box.mount(nodes="40000")
+    w.mkdir(b"d")
+    at = w.nch(b"d")
+    for i in range(LINK_MAX - 2):
+        sc.kern_mkdir(box.vfs, at, b"%d" % i, 0o755, ROOT)
+    with errno(EMLINK):
+        w.mkdir(b"d/more")
+    w.mkdir(b"e")
+    with errno(EMLINK):
+        w.rename(b"e", b"d/more")
+    w.check()
+    w.close()
+    box.close()
+
+
+def test_whiteout_stays_behind(box: Box) -> None:
+    # What if a rename shall leave a whiteout: onto a free name, a taken one, and without an inode?
+    w = box.mount(inodes="5")
+    w.mkdir(b"d")
+    w.put(b"a", b"A")
+    w.rename(b"a", b"d/a", RENAME_WHITEOUT)
+    at = w.stat(b"a")
+    assert (at.type, at.rmajor, at.rminor, at.mode, at.nlink) == (VType.VCHR, 0, 0, 0, 1)
+    assert w.get(b"d/a") == b"A"
+    w.rename(b"d/a", b"a", RENAME_WHITEOUT)
+    assert w.get(b"a") == b"A"
+    assert w.stat(b"d/a").type is VType.VCHR
+    w.put(b"full")
+    with errno(ENOSPC):
+        w.rename(b"a", b"b", RENAME_WHITEOUT)
+    assert sorted(w.ls()) == [b"a", b"d", b"full"]
+    with errno(EINVAL):
+        w.rename(b"a", b"full", RENAME_WHITEOUT | RENAME_EXCHANGE)
+    w.check()

@@ -3,18 +3,17 @@ from __future__ import annotations
 import gc
 
 import pytest
-from tests.unit.vfs.dictfs import ROOT, check, fs_of, make_vfs
 
+from dfuser.hw.clock import VirtualClock
 from dfuser.libkern.errno import EBADF, EINVAL, EIO, ENOENT, KError, Panic
 from dfuser.libkern.fcntl import O_RDWR
 from dfuser.libkern.klist import NOTE_REVOKE, HookKnote
+from dfuser.libkern.ktr import Ktr
+from dfuser.libkern.log import MsgBuf
 from dfuser.libkern.stat import VType
 from dfuser.libkern.sysctl import SysctlTree
 from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.synch import tsleep
-from dfuser.hw.clock import VirtualClock
-from dfuser.libkern.ktr import Ktr
-from dfuser.libkern.log import MsgBuf
 from dfuser.vfs.cache import NcHandle
 from dfuser.vfs.syscalls import (
     kern_create,
@@ -33,7 +32,9 @@ from dfuser.vfs.syscalls import (
 )
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vfs import Vfs
-from dfuser.vfs.vnode import MINVNODES, V, VState
+from dfuser.vfs.vnode import V, VState
+from dfuser.vfs.vnodetable import MINVNODES
+from tests.unit.vfs.dictfs import ROOT, check, fs_of, make_vfs
 
 
 def touch(vfs: Vfs, dnch: NcHandle, name: bytes) -> NcHandle:
@@ -115,6 +116,23 @@ def test_directory_with_cached_child_is_not_reclaimed() -> None:
     check(vfs)
 
 
+def test_held_vnode_is_not_freed_until_it_is_dropped() -> None:
+    """What if somebody holds (vhold) a vnode that nobody references? It is not reclaimed."""
+    vfs = make_vfs()
+    vp = touch(vfs, vfs.rootnch, b"f").ncp.vp
+    assert vp is not None
+    vp.hold()
+    for _ in range(40):
+        vfs.vnodes.freesomevnodes(10)
+    assert vp.state is VState.INACTIVE
+    check(vfs, {vp: 1})
+    vfs.vnodes.vgone(vp)
+    assert vp.state is VState.INACTIVE
+    vp.drop()
+    assert vp.state is VState.DYING
+    check(vfs)
+
+
 def test_used_file_survives_a_scan_of_many() -> None:
     """What if a scan of 3,000 files passes? What is looked at in between keeps its vnode."""
     vfs = make_vfs()
@@ -155,7 +173,7 @@ def test_maxvnodes_bounds_20000_files_and_inode_numbers_stay() -> None:
         assert kern_stat(vfs, found).fileid == inos[i]
     assert vfs.vnodes.numvnodes <= MINVNODES * 11 // 10 + 1
     rounds = 0
-    while vfs.vnodes.vnlru_round() and rounds < 1000:
+    while vfs.vnodes.lru.round() and rounds < 1000:
         rounds += 1
     assert vfs.vnodes.numvnodes <= MINVNODES
     assert kern_read(file, 0, 99) == b"still here"
@@ -172,7 +190,7 @@ def test_file_handle_brings_back_a_reclaimed_vnode_with_its_path() -> None:
     c = kern_mkdir(vfs, b, b"c", 0o755, ROOT)
     ino = kern_stat(vfs, c).fileid
     while any(vp.data is not fs_of(vfs).root for vp in vfs.vnodes):
-        assert vfs.vnodes.freesomevnodes(10) or vfs.vnodes.scans < 1000
+        assert vfs.vnodes.freesomevnodes(10) or vfs.vnodes.lru.scans < 1000
     assert vfs.mounts.root is not None
     vp = kern_fhtovp(vfs, vfs.mounts.root, ino)
     ncp = vfs.cache.fromdvp(vp, ROOT)
@@ -231,7 +249,7 @@ def test_sysctl_of_the_limit_is_bounded_and_live() -> None:
         assert err.value.errno == EINVAL
     tree.set("kern.maxvnodes", "4000", ROOT)
     assert vfs.vnodes.maxvnodes == 4000
-    assert vfs.cache.neglimit == 250
+    assert vfs.cache.limits.neglimit == 250
 
 
 def test_vnlru_daemon_brings_the_number_down_by_itself() -> None:
