@@ -112,7 +112,8 @@ class Kernel:
         )
         self.world = World(self)
         self._owners: list[object] = [
-            self.msgbuf, *self.lwkt.sysctl_owners(), self.synch, ports_of(self.lwkt),
+            self.msgbuf, *self.lwkt.sysctl_owners(), self.lwkt.tokens, self.synch,
+            ports_of(self.lwkt),
             *(callwheel(cpu) for cpu in self.lwkt.cpus), self.taskqueues,
             self.pages, self.procs, self.devices, self.posixlocks, *self.vfs.sysctl_owners(),
             self.world, *self.world.owners(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dfuser.libkern.sysinit import stage_name, startup_steps
 from dfuser.vfs.kernfs.ctl import ControlCommands
+from dfuser.vfs.kernfs.views_dev import DevViews
 from dfuser.vfs.kernfs.views_lwkt import LwktViews
 from dfuser.vfs.kernfs.views_vfs import VfsViews
 
@@ -37,18 +38,21 @@ def register(kernel: Kernel) -> None:
         for step in startup_steps(kernel.owners()):
             yield StepRow(stage_name(step.subsystem), step.order, step.name)
 
-    LwktViews(kernel.lwkt, kernel.ktr).register(views)
-    VfsViews(kernel.vfs).register(views)
-    ControlCommands(kernel.vfs).register(views)
-    views.add_lines("version", "what runs", lambda: [kernel.world.mib.version])
-    views.add_lines("dmesg", "the kernel log", lambda: kernel.msgbuf.text().splitlines())
-    views.add_rows("procs", "processes and their threads", kernel.world.kinfo.all)
+    world = kernel.world
+    for part in (
+        LwktViews(kernel.lwkt, kernel.ktr),
+        VfsViews(kernel.vfs),
+        DevViews(kernel.devices, kernel.msgbuf),
+        ControlCommands(kernel.vfs),
+        world.kinfo,
+        world.mib,
+    ):
+        part.register(views)
     views.add_rows("sysinit", "start-up steps in their order", steps)
     for name, source in (
         ("sysctl", kernel.sysctl.statistics),
+        ("synch", kernel.synch.statistics),
         ("vm", kernel.pages.statistics),
-        ("procs", kernel.procs.statistics),
-        ("devices", kernel.devices.statistics),
         ("clock", kernel.host.clock.statistics),
     ):
         views.add_statistics(name, source)

@@ -80,7 +80,15 @@ class World:
 
     def owners(self) -> tuple[object, ...]:
         """The parts that declare sysctls."""
-        return (self.mem, self.klog, self.console, self.mib, self.views, self.devfs_rules)
+        return (
+            self.mem,
+            self.klog,
+            self.console,
+            self.mib,
+            self.kinfo,
+            self.views,
+            self.devfs_rules,
+        )
 
     # --- steps -----------------------------------------------------------------------------
 

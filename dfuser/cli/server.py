@@ -195,10 +195,10 @@ class Server:
                     await nursery.start(self.kernel.run)
                     try:
                         await self._mounted()
-                    except MountError as error:
-                        self._failure = mount_failed(error)
-                    except CliError as error:
-                        self._failure = error
+                    except ExceptionGroup as group:
+                        self._failure = _known(group)
+                        if self._failure is None:
+                            raise
                     finally:
                         self.kernel.request_stop()
                 outer.cancel_scope.cancel()
@@ -310,6 +310,9 @@ class Server:
             await self._drop()
 
     async def _sync(self) -> None:
+        """Sync as a thread of the kernel; one that has panicked runs no thread any more."""
+        if self._panic.is_set() or self.kernel.lwkt.panicked is not None:
+            return
         with contextlib.suppress(KError), trio.move_on_after(SYNC_TIME):
             await self.kernel.lwkt.adopt(run_blocking, self.kernel.vfs.sync_all, name="sync")
 
@@ -392,6 +395,16 @@ class Server:
                 f"tid {td.tid} cpu {td.cpu.cpuid} pri {td.pri} {td.state} {td.wmesg or '-'} "
                 f"{td.name}" + (f" holds {held}" if held else "")
             )
+
+
+def _known(group: ExceptionGroup[Any]) -> CliError | None:
+    """What the user is told when a group holds but one error, and that is for the user."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    if isinstance(inner, MountError):
+        return mount_failed(inner)
+    return inner if isinstance(inner, CliError) else None
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -50,7 +50,7 @@ class KernMib:
         clock: its clock; the moment of this call is kern.boottime.
         ncpu: logical CPUs.
         hostname: its name at first.
-        version: of this program, for kern.version.
+        version: name and version of this program, for kern.version.
     """
 
     sysctls = (
@@ -94,7 +94,7 @@ class KernMib:
         self.hostname = hostname
         self.boottime = clock.realtime_ns()
         self._booted = clock.monotonic_ns()
-        self.version = f"{OSTYPE} {OSRELEASE} (dfuser {version})"
+        self.version = f"{OSTYPE} {OSRELEASE} ({version})"
 
     def register(self, views: KernViews) -> None:
         """Show /kern/version."""

@@ -110,16 +110,20 @@ class PfsNode:
 
     Attributes:
         ino: inode number.
-        parent: the directory it is in; the root is its own.
     """
 
-    __slots__ = ("ino", "parent")
+    __slots__ = ("_parent", "ino")
 
     vtype: ClassVar[VType] = VType.VNON
 
     def __init__(self, ino: int, parent: PfsDir | None) -> None:
         self.ino = ino
-        self.parent: PfsNode = parent if parent is not None else self
+        self._parent = parent
+
+    @property
+    def parent(self) -> PfsNode:
+        """The directory it is in; the root is its own."""
+        return self._parent if self._parent is not None else self
 
     def alive(self) -> bool:
         """Whether what it shows still exists."""
@@ -361,7 +365,7 @@ class PfsMount:
         vp.data = node
         vp.ino = node.ino
         self.vnodes[node.ino] = vp
-        if node is node.parent:
+        if node.ino == self.root.ino:
             vp.flag |= V.ROOT
         return vp
 

@@ -376,7 +376,8 @@ class PfsVfsOps(VfsOps):
         mp.kern_flag |= MNTK.NOSTKMNT | MNTK.QUICKHALT | MNTK.NOMSYNC
 
     def vfs_unmount(self, mp: Mount, flags: int) -> None:
-        """Nothing is stored; the caller has flushed the vnodes."""
+        """Nothing is stored, and the caller has flushed the vnodes; break the cycle of objects."""
+        mp.vn_cell = mp.vfs.vnodes.dead_cell
 
     def vfs_root(self, mp: Mount) -> Vnode:
         """The vnode of the root directory, referenced."""

@@ -22,6 +22,7 @@ from dfuser.libkern.sysctl import INT, RW, Sysctl
 from dfuser.libkern.ucred import Ucred
 
 from .cache import CacheStatistics, NameCache
+from .ddbshow import VfsDdb
 from .mount import FsTypes, MountList, MountStatistics
 from .syncer import Syncer, SyncerStatistics
 from .vnodetable import VnodeStatistics, VnodeTable
@@ -110,6 +111,8 @@ class Vfs:
         self.vnodes = VnodeTable(self, maxvnodes)
         self.cache = NameCache(self)
         self.syncer = Syncer(self)
+        #: The debugger's view, for boot to register.
+        self.ddb = VfsDdb(self)
 
     @property
     def rootnch(self) -> NcHandle:
@@ -126,9 +129,9 @@ class Vfs:
         return now - now % grain
 
     def sysctl_owners(self) -> Iterator[object]:
-        """The objects that declare sysctls, for boot to register."""
+        """The objects that declare sysctls, trace points and commands, for boot to register."""
         yield from (self, self.vnodes, self.vnodes.lru, self.cache)
-        yield from (self.cache.limits, self.cache.ncmount, self.mounts, self.syncer)
+        yield from (self.cache.limits, self.cache.ncmount, self.mounts, self.syncer, self.ddb)
 
     def sync_all(self) -> None:
         """Write everything dirty of every mount, and wait for it. Counterpart: sys_sync."""

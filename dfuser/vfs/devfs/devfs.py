@@ -501,6 +501,7 @@ class DevfsVfsOps(VfsOps):
         self.devices.unlisten(fs)
         self.rules.mounts.remove(fs)
         fs.dissolve()
+        mp.vn_cell = fs.spec_cell = mp.vfs.vnodes.dead_cell
 
     def vfs_root(self, mp: Mount) -> Vnode:
         """The vnode of the root directory, referenced."""

@@ -99,24 +99,36 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def cell(value: Any) -> str:
-    """A value as one column of a table: never empty, never with blanks or control characters."""
+def cell(value: Any, blanks: bool = False) -> str:
+    """A value as one column of a table: never empty, no control characters, no blanks.
+
+    Args:
+        value: anything.
+        blanks: leave blanks in, for the last column of a line.
+    """
     if value is None or value == "" or value == b"":
         return "-"
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")
     text = str(value)
-    if text.isprintable() and " " not in text:
+    if text.isprintable() and (blanks or " " not in text):
         return text
-    return "".join(c if c.isprintable() and c != " " else f"\\x{ord(c):02x}" for c in text)
+    keep = " " if blanks else ""
+    return "".join(
+        c if c == keep or (c.isprintable() and c != " ") else f"\\x{ord(c):02x}" for c in text
+    )
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...] = ()) -> list[str]:
-    """Rows as aligned columns under a line of names; numbers to the right."""
+    """Rows as aligned columns under a line of names; numbers to the right.
+
+    Only the last column may contain blanks, so a line can be split into its columns.
+    """
     names = columns or tuple(rows[0] if rows else ())
     if not names:
         return []
-    texts = [[cell(row.get(name)) for name in names] for row in rows]
+    last = names[-1]
+    texts = [[cell(row.get(name), name == last) for name in names] for row in rows]
     widths = [max([len(n), *(len(t[i]) for t in texts)]) for i, n in enumerate(names)]
     numeric = [all(isinstance(row.get(name), int) for row in rows) for name in names]
     lines = []

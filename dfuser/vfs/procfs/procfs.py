@@ -268,3 +268,4 @@ class ProcfsVfsOps(PfsVfsOps):
         if self._ops is not None:
             self.contents.unlisten(self._ops.gone)
             self._ops = None
+        super().vfs_unmount(mp, flags)

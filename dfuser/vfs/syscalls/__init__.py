@@ -19,6 +19,7 @@ namespace kern_lookup create mkdir mknod symlink link unlink rmdir rename
 open      kern_open close read write readdir fsync seek fallocate
 attr      kern_stat setattr access readlink statfs pathconf fhtovp
 xattr     kern_getxattr setxattr removexattr listxattr
+mounting  kern_mount unmount getmntinfo
 ========= ================================================================
 
 Counterpart: kern/vfs_syscalls.c, kern/vfs_vnops.c, kern/vfs_vopops.c.
@@ -36,6 +37,7 @@ from .attr import (
     kern_stat,
     kern_statfs,
 )
+from .mounting import MountInfo, kern_getmntinfo, kern_mount, kern_unmount
 from .namespace import (
     kern_create,
     kern_link,
@@ -60,18 +62,21 @@ from .rename import kern_rename
 from .xattr import kern_getxattr, kern_listxattr, kern_removexattr, kern_setxattr
 
 __all__ = [
+    "MountInfo",
     "kern_access",
     "kern_close",
     "kern_create",
     "kern_fallocate",
     "kern_fhtovp",
     "kern_fsync",
+    "kern_getmntinfo",
     "kern_getxattr",
     "kern_link",
     "kern_listxattr",
     "kern_lookup",
     "kern_mkdir",
     "kern_mknod",
+    "kern_mount",
     "kern_open",
     "kern_pathconf",
     "kern_read",
@@ -87,6 +92,7 @@ __all__ = [
     "kern_statfs",
     "kern_symlink",
     "kern_unlink",
+    "kern_unmount",
     "kern_write",
     "vn_open",
 ]

@@ -35,6 +35,7 @@ def fuse_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fuse_here")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("verb", [["mount", "-f", "tmpfs"], ["mount", "-d", "tmpfs"], ["demo"]])
 def test_bad_mount_points(dfuser: Dfuser, tmp_path: Path, verb: list[str]) -> None:
     # What if the mount point is missing, a file, or not empty? Nothing is booted.

@@ -179,7 +179,7 @@ def test_the_kernel_says_who_it_is() -> None:
     """What if a program asks for the variables every BSD has?"""
     clock, tree = VirtualClock(), SysctlTree()
     boot = clock.realtime_ns()
-    tree.register(KernMib(clock, 3, "box", "1.2"))
+    tree.register(KernMib(clock, 3, "box", "dfuser 1.2"))
     assert tree.get("kern.ostype") == "DragonFly"
     assert tree.get("kern.version").endswith("(dfuser 1.2)")
     assert tree.get("hw.ncpu") == "3"

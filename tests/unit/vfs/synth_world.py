@@ -89,7 +89,7 @@ class SynthWorld:
         self.kinfo = KinfoTable(self.procs, lambda: self.lwkt.threads)
         self.contents = ProcfsContents(self.procs, self.kinfo)
         self.views = KernViews()
-        self.mib = KernMib(clock, 2, "test", "0")
+        self.mib = KernMib(clock, 2, "test", "dfuser 0")
         self.commands = ControlCommands(self.vfs)
         self.log = LogOps(self.msgbuf, self.lwkt)
         self._sysctls()

@@ -448,3 +448,21 @@ def test_reclaim_between_any_two_operations_is_invisible() -> None:
             case 5:
                 vfs.cache.inval(root.ncp, CINV.CHILDREN)
     check(vfs)
+
+
+def test_trace_points_tell_what_happened() -> None:
+    """What if the namecache and vfs masters are on? Resolve, rename, unlink, reclaim are noted."""
+    vfs = make_vfs()
+    for master in ("namecache", "vfs"):
+        vfs.ktr.master(master).mask = -1
+    root = vfs.rootnch
+    kern_lookup(vfs, root, b"none", ROOT)
+    touch(vfs, root, b"f")
+    kern_rename(vfs, root, b"f", root, b"g", 0, ROOT)
+    kern_unlink(vfs, root, b"g", ROOT)
+    names = [entry.info.name for entry in vfs.ktr.tail(50)]
+    assert names.count("resolve") == 3
+    assert names.count("getnewvnode") == 1
+    assert names.count("inactive") == names.count("reclaim") == 1
+    assert names.count("rename") == 1
+    assert names.count("unlink") == 1

@@ -30,6 +30,7 @@ from dfuser.vfs.syscalls import (
 from dfuser.vfs.vop import RENAME_EXCHANGE
 from tests.unit.vfs.dictfs import ROOT, check, make_vfs
 
+RENAMES = st.sampled_from([0, RENAME_EXCHANGE])
 NAMES = st.sampled_from([b"a", b"b", b"c", b"d"])
 
 
@@ -132,9 +133,7 @@ class NamecacheMachine(RuleBasedStateMachine):
             del model[name]
         self.vfs.cache.drop_nch(nch)
 
-    @rule(
-        fpath=dirs, fname=NAMES, tpath=dirs, tname=NAMES, flags=st.sampled_from([0, RENAME_EXCHANGE])
-    )
+    @rule(fpath=dirs, fname=NAMES, tpath=dirs, tname=NAMES, flags=RENAMES)
     def rename(
         self, fpath: tuple[bytes, ...], fname: bytes, tpath: tuple[bytes, ...], tname: bytes,
         flags: int,

@@ -190,6 +190,8 @@ def test_tables_are_aligned_and_parseable() -> None:
     lines = table([Row(b"a b\n", 5)._asdict(), Row(b"", 12345)._asdict()])
     assert lines == ["NAME       NUMBER", "a\\x20b\\x0a      5", "-           12345"]
     assert all(len(line.split()) == 2 for line in lines)
+    (_, line) = table([{"pid": 1, "name": "softclock 0\n"}])
+    assert line.split(None, 1) == ["1", "softclock 0\\x0a"]
     assert table([]) == []
     assert cell(None) == "-"
     assert plain({b"k": [Rec("x", Row(b"\xff", 1)), VType.VDIR, {1}, None, 1.5]}) == {

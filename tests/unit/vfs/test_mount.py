@@ -32,9 +32,11 @@ from dfuser.vfs.mountflags import VQ_MOUNT, VQ_UNMOUNT, format_flags, parse_opti
 from dfuser.vfs.syscalls import (
     kern_access,
     kern_create,
+    kern_getmntinfo,
     kern_lookup,
     kern_mkdir,
     kern_mknod,
+    kern_mount,
     kern_open,
     kern_read,
     kern_rename,
@@ -42,6 +44,7 @@ from dfuser.vfs.syscalls import (
     kern_setattr,
     kern_statfs,
     kern_unlink,
+    kern_unmount,
     kern_write,
 )
 from dfuser.vfs.vattr import Vattr
@@ -167,7 +170,7 @@ def test_forced_unmount_leaves_dead_files_and_frees_them_later() -> None:
     vfs = make_vfs()
     mp = mount(vfs, directory(vfs))
     d = directory(vfs, b"d", mp.ncmountpt)
-    nch, file = kern_create(vfs, d, b"f", 0o644, O_RDWR, ROOT)
+    _nch, file = kern_create(vfs, d, b"f", 0o644, O_RDWR, ROOT)
     cwd = vfs.cache.hold(d)
     vfs.mounts.unmount(mp, MNT.FORCE)
     assert len(vfs.mounts) == 1
@@ -227,7 +230,7 @@ def test_update_to_read_only_needs_the_writers_gone() -> None:
     """What if a mount is to become read-only? EBUSY with writers; then EROFS; and back again."""
     vfs = make_vfs()
     mp = mount(vfs, directory(vfs))
-    nch, file = kern_create(vfs, mp.ncmountpt, b"f", 0o644, O_RDWR, ROOT)
+    _nch, file = kern_create(vfs, mp.ncmountpt, b"f", 0o644, O_RDWR, ROOT)
     assert errno_of(vfs.mounts.update, mp, MNT.RDONLY, {}, ROOT) == EBUSY
     file.drop()
     assert errno_of(vfs.mounts.update, mp, MNT.RDONLY, {}, USER) == EPERM
@@ -364,3 +367,31 @@ def test_option_strings() -> None:
     assert clear == MNT.RDONLY
     assert rest == {"size": "1m", "flag": ""}
     assert format_flags(MNT.RDONLY | MNT.LOCAL) == "local, read-only"
+
+
+def test_mount_and_unmount_by_place_and_owner() -> None:
+    """What if mounts are made, changed and ended by command? Only by root or their owner."""
+    vfs = make_vfs()
+    vfs.mounts.usermount = 1
+    own = kern_mkdir(vfs, vfs.rootnch, b"own", 0o755, USER, False)
+    mp = kern_mount(vfs, "dict", "src", own, "ro,noatime,size=1", USER)
+    assert mp.flag & (MNT.RDONLY | MNT.NOATIME) == MNT.RDONLY | MNT.NOATIME
+    assert mp.options == {"size": "1"}
+    other = Ucred.of(7, 7)
+    assert errno_of(kern_mount, vfs, "", "", mp.ncmountpt, "update,rw", other) == EPERM
+    kern_mount(vfs, "", "", mp.ncmountpt, "update,rw", USER)
+    assert mp.flag & (MNT.RDONLY | MNT.NOATIME | MNT.NOSUID) == MNT.NOATIME | MNT.NOSUID
+    inside = kern_mkdir(vfs, mp.ncmountpt, b"d", 0o755, ROOT)
+    assert errno_of(kern_mount, vfs, "", "", inside, "update", ROOT) == EINVAL
+    assert errno_of(kern_unmount, vfs, inside, 0, ROOT) == EINVAL
+    assert errno_of(kern_unmount, vfs, mp.ncmountpt, 0, other) == EPERM
+    infos = kern_getmntinfo(vfs, ROOT)
+    shown = [(i.onname, i.fstype, i.owner) for i in infos]
+    assert shown == [("/", "dict", 0), ("/own", "dict", 1000)]
+    assert "noatime" in infos[1].text
+    jailed = Ucred.of(0, 0, prison=object())
+    assert kern_getmntinfo(vfs, jailed) == []
+    assert errno_of(kern_unmount, vfs, mp.ncmountpt, 0, jailed) == EPERM
+    kern_unmount(vfs, mp.ncmountpt, 0, USER)
+    assert len(vfs.mounts) == 1
+    check(vfs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,8 +32,18 @@ from dfuser.libkern.fcntl import O_CREAT, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.block import Block
 from dfuser.vfs import pseudofs
+from dfuser.vfs.devfs.node import DevfsMount, DevfsNode
 from dfuser.vfs.mountflags import MNT, VFCF
-from dfuser.vfs.pseudofs import ROOT_INO, InodeTable, PfsDir, PfsEntry, PfsFile, PfsNode, TextFile
+from dfuser.vfs.pseudofs import (
+    ROOT_INO,
+    InodeTable,
+    PfsDir,
+    PfsEntry,
+    PfsFile,
+    PfsMount,
+    PfsNode,
+    TextFile,
+)
 from dfuser.vfs.pseudofs_vnops import PfsVfsOps
 from dfuser.vfs.syscalls import (
     kern_close,
@@ -476,6 +487,31 @@ def test_an_unmount_refuses_or_forces(world: World) -> None:
     kern_close(file)
     assert not world.mp.vnodes
     assert world.names("/mnt") == []
+
+
+@pytest.mark.parametrize("fstype", ["live", "devfs", "procfs", "sysctlfs", "kernfs"])
+def test_an_unmounted_file_system_needs_no_garbage_collection(world: World, fstype: str) -> None:
+    """What if automatic collections are off, as while mounted, and mounts come and go?"""
+
+    def left() -> int:
+        kinds = (PfsMount, DevfsMount, PfsNode, DevfsNode)
+        return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+    def use() -> None:
+        mp = world.mount(fstype, "/mnt2")
+        for name in world.names("/mnt2"):
+            world.stat(f"/mnt2/{name}")
+        world.vfs.mounts.unmount(mp)
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = left()
+        for _ in range(5):
+            use()
+        assert left() == before
+    finally:
+        gc.enable()
 
 
 def test_mounted_twice_shows_twice(world: World) -> None:

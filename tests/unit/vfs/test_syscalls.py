@@ -404,7 +404,7 @@ def test_seek_and_directory_reading() -> None:
     """What if offsets are moved and directories read? Bounds EINVAL; every entry once."""
     vfs = make_vfs()
     r = vfs.rootnch
-    nch, file = kern_create(vfs, r, b"f", 0o644, O_RDWR, ROOT)
+    _nch, file = kern_create(vfs, r, b"f", 0o644, O_RDWR, ROOT)
     kern_write(file, 0, b"0123456789")
     assert kern_seek(file, 4, SEEK_SET) == 4
     assert kern_seek(file, 2, SEEK_CUR) == 6

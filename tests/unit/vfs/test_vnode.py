@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import pytest
 
 from dfuser.hw.clock import VirtualClock
+from dfuser.libkern.ddbcmd import DdbCommands
 from dfuser.libkern.errno import EBADF, EINVAL, EIO, ENOENT, KError, Panic
 from dfuser.libkern.fcntl import O_RDWR
 from dfuser.libkern.klist import NOTE_REVOKE, HookKnote
@@ -59,7 +61,7 @@ def test_unlinked_open_file_goes_with_its_last_user_and_inactive_runs_once() -> 
     """What if a file is unlinked while open? It works until the close, then goes at once."""
     vfs = make_vfs()
     fs = fs_of(vfs)
-    nch, file = kern_create(vfs, vfs.rootnch, b"f", 0o600, O_RDWR, ROOT)
+    _nch, file = kern_create(vfs, vfs.rootnch, b"f", 0o600, O_RDWR, ROOT)
     second = file.ref()
     kern_unlink(vfs, vfs.rootnch, b"f", ROOT)
     vp = file.vp
@@ -154,7 +156,7 @@ def test_maxvnodes_bounds_20000_files_and_inode_numbers_stay() -> None:
     """What if 20,000 files are walked with kern.maxvnodes 2000? Bounded, and same numbers."""
     vfs = make_vfs(maxvnodes=MINVNODES)
     root = vfs.rootnch
-    held, file = kern_create(vfs, root, b"open", 0o600, O_RDWR, ROOT)
+    _held, file = kern_create(vfs, root, b"open", 0o600, O_RDWR, ROOT)
     kern_write(file, 0, b"still here")
     dirs = []
     for i in range(20):
@@ -206,7 +208,7 @@ def test_file_handle_brings_back_a_reclaimed_vnode_with_its_path() -> None:
 def test_vgone_of_a_used_vnode_leaves_dead_operations() -> None:
     """What if a vnode in use is revoked? Its users get errors, watchers hear, counts stay right."""
     vfs = make_vfs()
-    nch, file = kern_create(vfs, vfs.rootnch, b"f", 0o600, O_RDWR, ROOT)
+    _nch, file = kern_create(vfs, vfs.rootnch, b"f", 0o600, O_RDWR, ROOT)
     heard: list[int] = []
     note = HookKnote(NOTE_REVOKE, lambda kn: heard.append(kn.take()))
     file.vp.get_klist().insert(note)
@@ -284,7 +286,7 @@ def test_ten_thousand_of_each_operation_leave_no_cyclic_garbage() -> None:
     root = vfs.rootnch
 
     def every() -> None:
-        nch, file = kern_create(vfs, root, b"f", 0o600, O_RDWR, ROOT)
+        _nch, file = kern_create(vfs, root, b"f", 0o600, O_RDWR, ROOT)
         file.drop()
         kern_link(vfs, NcHandle(root.ncp.children[b"f"], root.mount), root, b"g", ROOT)  # type: ignore[index]
         kern_rename(vfs, root, b"f", root, b"h", 0, ROOT)
@@ -296,10 +298,8 @@ def test_ten_thousand_of_each_operation_leave_no_cyclic_garbage() -> None:
         kern_lookup(vfs, d, b"none", ROOT)
         kern_rmdir(vfs, root, b"d", ROOT)
         for bad in (b"none", b"."):
-            try:
+            with contextlib.suppress(KError):
                 kern_unlink(vfs, root, bad, ROOT)
-            except KError:
-                pass
 
     every()
     gc.collect()
@@ -325,3 +325,18 @@ def test_getattr_records_are_independent() -> None:
     assert isinstance(va, Vattr)
     va.mode = 0
     assert kern_stat(vfs, nch).mode == 0o644
+
+
+def test_debugger_shows_what_is_there() -> None:
+    """What if ddb is asked for vnodes, names and mounts? Every one is a line."""
+    vfs = make_vfs()
+    d = kern_mkdir(vfs, vfs.rootnch, b"d", 0o755, ROOT)
+    touch(vfs, d, b"f\xff")
+    kern_lookup(vfs, d, b"none", ROOT)
+    commands = DdbCommands()
+    commands.register(vfs.ddb)
+    assert len(list(vfs.ddb.ddb_show_vnodes())) == 1 + vfs.vnodes.numvnodes
+    assert [line.split()[0] for line in vfs.ddb.ddb_show_ncache()] == [
+        "/:", "/", "d", "f\\xff", "none",
+    ]  # fmt: skip
+    assert len(list(vfs.ddb.ddb_show_mounts())) == len(vfs.mounts)
