@@ -56,6 +56,5 @@ def _gather(path: str | None) -> list[dict[str, str]]:
     except ConfigError as error:
         raise CliError(ExitCode.USAGE, str(error)) from None
     return [
-        {"name": name, "value": value, "origin": origin}
-        for name, value, origin in config.explain()
+        {"name": name, "value": value, "origin": origin} for name, value, origin in config.explain()
     ]

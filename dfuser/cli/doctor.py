@@ -131,11 +131,16 @@ def packages() -> Iterator[Finding]:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             yield Finding("packages", "fail", f"{name} is not installed", f"pip install {name}")
-    try:
-        import pyfuse3  # noqa: F401
-    except ImportError as error:
-        yield Finding("packages", "fail", f"pyfuse3 cannot be loaded: {error}",
-                      "apt-get install libfuse3-dev && pip install --force-reinstall pyfuse3")
+    loads = [sys.executable, "-c", "import pyfuse3"]
+    done = subprocess.run(loads, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        yield Finding(
+            "packages",
+            "fail",
+            f"pyfuse3 cannot be loaded: {reason}",
+            "apt-get install libfuse3-dev && pip install --force-reinstall pyfuse3",
+        )
     yield Finding("packages", "ok", ", ".join(found))
 
 

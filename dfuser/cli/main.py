@@ -161,8 +161,10 @@ def _failed(error: BaseException) -> int:
         text = error.format_message().rstrip(".")
         ctx = getattr(error, "ctx", None)
         where = ctx.command_path if ctx is not None else "dfuser"
-        hint = "" if "see '" in text or "did you mean" in text.lower() else (
-            f" (see '{where} --help')"
+        hint = (
+            ""
+            if "see '" in text or "did you mean" in text.lower()
+            else (f" (see '{where} --help')")
         )
         return fail(f"{text[:1].lower()}{text[1:]}{hint}", ExitCode.USAGE)
     from .talk import explain

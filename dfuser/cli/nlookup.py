@@ -38,9 +38,7 @@ def describe(step: dict[str, Any]) -> dict[str, Any]:
 @click.option("-g", "--gid", type=click.IntRange(0), help="Walk as this group.")
 @click.argument("path")
 @talks
-def command(
-    kernel: Connection, uid: int | None, gid: int | None, path: str, as_json: bool
-) -> None:
+def command(kernel: Connection, uid: int | None, gid: int | None, path: str, as_json: bool) -> None:
     """Walk a path and show what the namecache does.
 
     PATH begins at the root of the mount. For each component: whether the namecache knew it (absent,

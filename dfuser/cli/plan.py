@@ -96,17 +96,21 @@ def make_plan(
         if path is not None and not os.access(path, os.R_OK):
             raise CliError(ExitCode.SOURCE, str(error)) from None
         raise CliError(ExitCode.USAGE, str(error)) from None
-    if words.root:
-        config = _root_options(config, words.root)
+    config = _root_options(config, words.root)
     fsname = "tmpfs" if path is None else os.path.abspath(path)
     return Plan(config, canonical(mountpoint), fsname, words.switches)
 
 
 def _root_options(config: Config, options: str) -> Config:
-    """The same world with further options for its root."""
+    """The same world with further options for its root.
+
+    A root in memory belongs to the user who mounts it, who could not make a file there otherwise.
+    """
     root = next(spec for spec in config.world if spec.on == "/")
-    merged = ",".join(filter(None, (root.options, options)))
-    return config.with_root(root.fstype, root.source, merged)
+    merged = [word for word in (root.options, options) if word]
+    if root.fstype == "tmpfs" and os.geteuid() and "uid=" not in ",".join(merged):
+        merged.append(f"uid={os.geteuid()},gid={os.getegid()}")
+    return config.with_root(root.fstype, root.source, ",".join(merged)) if merged else config
 
 
 def _toml_path(source: str) -> str | None:

@@ -320,19 +320,20 @@ class Server:
         """Sync and unmount; with ``insist`` although somebody is inside. False: still mounted."""
         notify("STOPPING=1", "STATUS=unmounting")
         await self._sync()
-        if host.mounted_at(self.plan.mountpoint) is None:
-            await self._drop()
-            return True
         try:
-            await self.session.unmount()
+            if host.mounted_at(self.plan.mountpoint) is not None:
+                await self.session.unmount()
+                return True
         except MountError as error:
-            if error.kind != "busy" or not insist:
-                hint = "; Ctrl-C again unmounts all the same" if error.kind == "busy" else ""
-                self.log.say(f"{error}: still mounted{hint}")
-                return False
-            self.log.say(f"{error}: unmounted all the same")
-            self.code = code
-            await self._force()
+            if host.mounted_at(self.plan.mountpoint) is not None:
+                busy = error.kind == "busy"
+                if not (busy and insist):
+                    hint = "; Ctrl-C again unmounts all the same" if busy else ""
+                    self.log.say(f"{error}: still mounted{hint}")
+                    return False
+                self.log.say(f"{error}: unmounted all the same")
+                self.code = code
+        await self._force()
         return True
 
     async def _force(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def command(
 ) -> int:  # fmt: skip
     """Load a mounted dfuser for minutes and check it.
 
-    Works in DIR, any directory of any file system; without DIR in the running dfuser. Exits with
-    16 when something was found wrong. The seed in the report repeats the choices.
+    Works in DIR, any directory of any file system; without DIR in the /tmp of the running dfuser.
+    Exits with 16 when something was found wrong. The seed in the report repeats the choices.
 
     Examples:
       dfuser soak --minutes 10
@@ -44,7 +45,7 @@ def command(
     if unknown:
         known = ", ".join(sorted(all_loads()))
         raise click.UsageError(f"there is no load {unknown[0]!r}: there are {known}")
-    where = directory or choose(ctx.find_root().obj).mountpoint
+    where = directory or _tmp(choose(ctx.find_root().obj).mountpoint)
     chosen = random.getrandbits(31) if seed is None else seed
     try:
         found = run_soak(Path(where), minutes, chosen, loads or None)
@@ -55,3 +56,9 @@ def command(
     else:
         print("\n".join(found.lines()))
     return ExitCode.OK if found.ok else ExitCode.KERNEL
+
+
+def _tmp(mountpoint: str) -> str:
+    """The /tmp of a world, which is one file system; its root where there is none."""
+    inside = os.path.join(mountpoint, "tmp")
+    return inside if os.path.isdir(inside) else mountpoint

@@ -5,7 +5,8 @@ becomes a `CtlMsg` on the port of its service, sent from a borrowed context; its
 the frame. The protocol is in `dfuser.client.wire`.
 
 Only the user who runs dfuser, and root, may connect: the socket's mode is 0600 and the peer's
-credentials are checked besides. Commands run with the peer's credentials.
+credentials are checked besides. Both are the kernel's operators, who own its process and its
+memory; so commands run with the credentials of root inside, whatever their user is on the host.
 
 Counterpart: none; the export of message ports to user processes that DragonFly's founding paper
 announces.
@@ -145,8 +146,9 @@ class ControlSocket:
 
     sysctl_connections = Sysctl("kern.ctl.connections", "control connections", getter="_count")
     sysctl_messages = Sysctl("kern.ctl.messages", "control messages received", attr="messages")
-    sysctl_corrupt = Sysctl("kern.ctl.corrupt", "control connections ended for corrupt frames",
-                            attr="corrupt")
+    sysctl_corrupt = Sysctl(
+        "kern.ctl.corrupt", "control connections ended for corrupt frames", attr="corrupt"
+    )
 
     def __init__(self, path: str, lwkt: Lwkt, about: Mapping[str, Any]) -> None:
         self.path = path
@@ -206,7 +208,7 @@ class ControlSocket:
     def _admit(self, sock: trio.socket.SocketType) -> _Peer | None:
         """A peer for a new connection; None for one that is told why not and closed."""
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-        _pid, uid, gid = _PEERCRED.unpack(raw)
+        _pid, uid, _gid = _PEERCRED.unpack(raw)
         error, text = 0, ""
         if uid not in (0, os.geteuid()):
             error, text = EPERM, "only the user who runs this dfuser, and root, may connect"
@@ -218,7 +220,7 @@ class ControlSocket:
                 plain.send(Frame(Op.REPLY, 0, error, {"error": text}).encode())
             return None
         self.accepted += 1
-        peer = _Peer(sock, Ucred.of(uid, gid), self.lwkt)
+        peer = _Peer(sock, Ucred.root(), self.lwkt)
         self._peers.add(peer)
         return peer
 
@@ -303,9 +305,7 @@ class ControlSocket:
             return
         payload = frame.payload
         assert peer.port is not None
-        msg = CtlMsg(
-            peer.port, frame.msgid, payload["cmd"], payload.get("args") or {}, peer.cred
-        )
+        msg = CtlMsg(peer.port, frame.msgid, payload["cmd"], payload.get("args") or {}, peer.cred)
         peer.open[frame.msgid] = msg
         self.services[payload["port"]].port.sendmsg(msg)
 

@@ -120,8 +120,10 @@ class Service:
         self.served += 1
         method = getattr(self, msg.command, None)
         if method is None or not hasattr(method, _MARK):
-            msg.result = {"error": f"{self.name} has no command {msg.command!r}: it has "
-                          + ", ".join(self.commands())}
+            msg.result = {
+                "error": f"{self.name} has no command {msg.command!r}: it has "
+                + ", ".join(self.commands())
+            }
             return ENOSYS
         try:
             bound = inspect.signature(method).bind(msg.cred, **msg.args)

@@ -69,9 +69,7 @@ class VfsService(Service):
         ]
 
     @command
-    def mount(
-        self, cred: Ucred, fstype: str, on: str, source: str = "", options: str = ""
-    ) -> None:
+    def mount(self, cred: Ucred, fstype: str, on: str, source: str = "", options: str = "") -> None:
         """Mount a file system inside, as ``mount`` written to /kern/ctl does."""
         words = ["mount", "-t", _word("fstype", fstype)]
         if options:
@@ -114,9 +112,7 @@ class VfsService(Service):
         """Walk a path and tell each step; as another user when ``uid`` or ``gid`` is given."""
         if uid is not None or gid is not None:
             top = (1 << 32) - 1
-            cred = Ucred.of(
-                need_int("uid", uid or 0, 0, top), need_int("gid", gid or 0, 0, top)
-            )
+            cred = Ucred.of(need_int("uid", uid or 0, 0, top), need_int("gid", gid or 0, 0, top))
         text = _path("path", path).encode("utf-8", "surrogateescape")
         return _Walk(self.vfs, cred).run(text)
 

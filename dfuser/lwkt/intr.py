@@ -67,11 +67,16 @@ class InterruptCpu(GlobalData):
             return
         pri = td.pri
         queue = self.runq[pri]
-        if queue or td.upri:
+        if td.upri or self.upri_used:
             self.runq_enqueue(td)
         else:
+            # runq_enqueue, written out: every wake-up comes this way.
+            if queue:
+                if not self.lwkt.ticking:
+                    self.lwkt.start_tick()
+            else:
+                self.runmask |= 1 << pri
             queue.append(td)
-            self.runmask |= 1 << pri
             td.flags = flags | _RUNQ
             self.stalled = False
         if flags & _INTTHREAD:

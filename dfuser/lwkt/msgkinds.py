@@ -26,8 +26,8 @@ from dfuser.libkern.param import PCATCH, PINTERLOCKED
 
 from . import thread as _thread
 from .msgport import MSGF, MSGPORTF_WAITING, LwktMsg, Port, PortOps
-from .synch import lwkt_sleep, tsleep, tsleep_interlock, wakeup, wakeup_mycpu, zsleep
-from .thread import TDF, switch
+from .msgthread import THREAD_OPS, ThreadPort, owner_of, take_reply, thread_dropmsg, thread_putport
+from .synch import tsleep, tsleep_interlock, wakeup, wakeup_mycpu, zsleep
 
 if TYPE_CHECKING:
     from .machine import Lwkt
@@ -45,170 +45,6 @@ class PortSerializer(Protocol):
 
     def assert_serialized(self) -> None:
         """Panic unless the running thread holds it."""
-
-
-_RETURNED: Final = MSGF.DONE | MSGF.REPLY
-_SPECIAL: Final = MSGF.PRIORITY | MSGF.RECEIPT
-
-# --- thread ports --------------------------------------------------------------------------
-
-
-def _owner(port: Port) -> Thread:
-    td = port.td
-    assert td is not None
-    return td
-
-
-def _deliver(port: Port, msg: LwktMsg, reply: bool) -> None:
-    """A message or an answer arrives at the owner's CPU."""
-    if not reply:
-        port.pushmsg(msg)
-    elif msg.flags & MSGF.SYNC:
-        msg.flags |= MSGF.REPLY | MSGF.DONE
-    else:
-        port.enqueue_reply(msg)
-
-
-def _transfer(port: Port, msg: LwktMsg, reply: bool) -> None:
-    """Link a message for the owner's CPU; the first one linked rings the bell."""
-    msg.flags |= MSGF.INTRANSIT
-    src = _thread.curthread.cpu
-    linked = port.transit.get(src.cpuid)
-    if linked is not None:
-        linked.append((msg, reply))
-        return
-    port.transit[src.cpuid] = [(msg, reply)]
-    src.lwkt.ipiqs.post(src, _owner(port).cpu, _arrive, port, src.cpuid)
-
-
-def _arrive(port: Port, src: int) -> None:
-    """The IPI: take over what CPU ``src`` has linked, or chase an owner that has migrated."""
-    td = _owner(port)
-    here = _thread.curthread.cpu
-    if td.cpu is not here:
-        here.lwkt.ipiqs.post(here, td.cpu, _arrive, port, src)
-        return
-    for msg, reply in port.transit.pop(src):
-        msg.flags &= ~MSGF.INTRANSIT
-        port.remote += 1
-        _deliver(port, msg, reply)
-    if port.flags & MSGPORTF_WAITING:
-        td.cpu.lwkt.schedule(td)
-
-
-def thread_putport(port: Port, msg: LwktMsg) -> int:
-    """Queue the message for the owner; always EASYNC. Counterpart: lwkt_thread_putport."""
-    flags = msg.flags
-    if flags & _RETURNED:
-        panic("putport: the message is done")
-    msg.target_port = port
-    td = port.td
-    assert td is not None
-    cpu = td.cpu
-    if cpu is _thread.curthread.cpu:
-        if flags & _SPECIAL:
-            port.pushmsg(msg)
-        else:
-            msg.flags = flags | MSGF.QUEUED
-            port.msgq.append(msg)
-        if port.flags & MSGPORTF_WAITING:
-            cpu.schedule_local(td)
-    else:
-        _transfer(port, msg, False)
-    return EASYNC
-
-
-def thread_replyport(port: Port, msg: LwktMsg) -> None:
-    """Return the message to the owner. Counterpart: lwkt_thread_replyport."""
-    td = port.td
-    assert td is not None
-    cpu = td.cpu
-    if cpu is _thread.curthread.cpu:
-        if msg.flags & MSGF.SYNC:
-            msg.flags |= MSGF.REPLY | MSGF.DONE
-        else:
-            port.enqueue_reply(msg)
-        if port.flags & MSGPORTF_WAITING:
-            cpu.schedule_local(td)
-    else:
-        msg.flags |= MSGF.REPLY
-        _transfer(port, msg, True)
-
-
-def thread_getport(port: Port) -> LwktMsg | None:
-    """Counterpart: lwkt_thread_getport."""
-    KKASSERT(port.td is _thread.curthread, "lwkt_getport: not the port's owner")
-    return port.pollmsg()
-
-
-async def thread_waitport(port: Port, flags: int) -> LwktMsg | None:
-    """Counterpart: lwkt_thread_waitport."""
-    td = _thread.curthread
-    if port.td is not td:
-        panic("lwkt_waitport: not the port's owner")
-    while (msg := port.pollmsg()) is None:
-        port.flags |= MSGPORTF_WAITING
-        if flags & PCATCH:
-            error = await lwkt_sleep("waitport", flags)
-            port.flags &= ~MSGPORTF_WAITING
-            if error and not (port.msgq or port.msgq_prio):
-                return None
-        else:
-            # lwkt_sleep, written out: this is the most frequent wait of all.
-            if td.flags & TDF.RUNQ:
-                td.cpu.runq_remove(td)
-            td.wmesg = "waitport"
-            await switch()
-            td.wmesg = ""
-            port.flags &= ~MSGPORTF_WAITING
-    return msg
-
-
-async def thread_waitmsg(msg: LwktMsg, flags: int) -> int:
-    """Counterpart: lwkt_thread_waitmsg."""
-    port = msg.reply_port
-    assert port is not None
-    td = _thread.curthread
-    if port.td is not td:
-        panic("lwkt_waitmsg: not the reply port's owner")
-    aborted = 0
-    while not msg.flags & MSGF.DONE:
-        port.flags |= MSGPORTF_WAITING
-        if flags & PCATCH and not aborted:
-            aborted = await lwkt_sleep("waitmsg", flags)
-            port.flags &= ~MSGPORTF_WAITING
-            if aborted:
-                msg.abortmsg()
-        else:
-            if td.flags & TDF.RUNQ:
-                td.cpu.runq_remove(td)
-            td.wmesg = "waitabt" if aborted else "waitmsg"
-            await switch()
-            td.wmesg = ""
-            port.flags &= ~MSGPORTF_WAITING
-    if aborted or msg.flags & MSGF.QUEUED:
-        return _take_reply(port, msg, aborted)
-    return msg.error
-
-
-def _take_reply(port: Port, msg: LwktMsg, aborted: int) -> int:
-    """The message is done: off the reply port with it; EINTR becomes what the signal asked for."""
-    if msg.flags & MSGF.QUEUED:
-        port.pullmsg(msg)
-        port.gets += 1
-    if aborted and msg.error == EINTR:
-        msg.error = aborted
-    return msg.error
-
-
-def thread_dropmsg(port: Port, msg: LwktMsg) -> int:
-    """Counterpart: lwkt_thread_dropmsg, lwkt_spin_dropmsg."""
-    KKASSERT(port.td is _thread.curthread, "lwkt_dropmsg: not the port's owner")
-    if msg.flags & (MSGF.REPLY | MSGF.QUEUED) != MSGF.QUEUED:
-        return ENOENT
-    port.pullmsg(msg)
-    msg.flags |= MSGF.DONE
-    return 0
 
 
 # --- spin ports ----------------------------------------------------------------------------
@@ -291,7 +127,7 @@ async def spin_waitmsg(msg: LwktMsg, flags: int) -> int:
         if error:
             aborted = error
             msg.abortmsg()
-    return _take_reply(port, msg, aborted)
+    return take_reply(port, msg, aborted)
 
 
 # --- serializer ports ----------------------------------------------------------------------
@@ -381,16 +217,6 @@ PANIC_OPS: Final = PortOps(
     dropmsg=panic_dropmsg,
     putport_oncpu=panic_putport_oncpu,
 )
-THREAD_OPS: Final = PortOps(
-    kind="thread",
-    getport=thread_getport,
-    putport=thread_putport,
-    waitmsg=thread_waitmsg,
-    waitport=thread_waitport,
-    replyport=thread_replyport,
-    dropmsg=thread_dropmsg,
-    putport_oncpu=thread_putport,
-)
 SPIN_OPS: Final = PortOps(
     kind="spin",
     getport=spin_getport,
@@ -420,7 +246,8 @@ def initport_thread(td: Thread, name: str = "", ops: PortOps = THREAD_OPS) -> Po
     ``ops`` may be a variant of THREAD_OPS with a ``putport`` of its own, which may serve messages
     at once or fall back to `thread_putport`.
     """
-    return Port(ops, name or td.name, td=td)
+    kind = ThreadPort if ops is THREAD_OPS else Port
+    return kind(ops, name or td.name, td=td)
 
 
 def initport_spin(
@@ -445,7 +272,7 @@ def initport_spin(
     port = Port(ops, name, td=td, lwkt=lwkt)
     if fixed_cpuid:
         KKASSERT(td is not None, "lwkt_initport_spin: fixed_cpuid without a thread")
-        port.cpuid = _owner(port).cpu.cpuid
+        port.cpuid = owner_of(port).cpu.cpuid
     return port
 
 

@@ -86,10 +86,10 @@ MSG_CMD_SYSCALL: Final = 0x00030000
 MSG_SUBCMD_MASK: Final = 0x0000FFFF
 
 #: Flags that a message that is with its target has not; the owner's has DONE of them.
-_NOT_WITH_TARGET: Final = MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT
+NOT_WITH_TARGET: Final = MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT
 
 #: What is left of a message's flags when it is sent.
-_SENT: Final = ~(MSGF.REPLY | MSGF.DONE)
+SENT: Final = ~(MSGF.REPLY | MSGF.DONE)
 
 #: The owner of the port sleeps on it. Counterpart: MSGPORTF_WAITING.
 MSGPORTF_WAITING: Final = 0x0001
@@ -152,7 +152,7 @@ class LwktMsg:
         All flags are cleared but SYNC, which stays as it was, and DONE, which is set.
         Counterpart: lwkt_reinitmsg (2004).
         """
-        if self.flags & _NOT_WITH_TARGET != MSGF.DONE:
+        if self.flags & NOT_WITH_TARGET != MSGF.DONE:
             panic("lwkt_reinitmsg: the message is not its owner's")
         self.flags = self.flags & MSGF.SYNC | MSGF.DONE
         self.reply_port = reply_port
@@ -160,7 +160,7 @@ class LwktMsg:
 
     def replymsg(self, error: int) -> None:
         """Return the message to its sender. Never suspends. Counterpart: lwkt_replymsg."""
-        if self.flags & _NOT_WITH_TARGET:
+        if self.flags & NOT_WITH_TARGET:
             panic("lwkt_replymsg: the message is not with its target")
         self.error = error
         port = self.reply_port
@@ -169,7 +169,7 @@ class LwktMsg:
         ktr = port.ktr
         if ktr is not None and ktr.mask:
             ktr.log(Port.ktr_reply, port.name, error)
-        port.ops.replyport(port, self)
+        port.replyport(self)
 
     def waitmsg(self, flags: int = 0) -> Awaitable[int]:
         """``await`` the reply of this very message, and take it off the reply port.
@@ -358,7 +358,7 @@ class Port:
 
     def sendmsg_prepare(self, msg: LwktMsg) -> None:
         """The first half of `sendmsg`: mark the message as sent. Counterpart: same name."""
-        if msg.flags & _NOT_WITH_TARGET != MSGF.DONE or msg.reply_port is None:
+        if msg.flags & NOT_WITH_TARGET != MSGF.DONE or msg.reply_port is None:
             panic("lwkt_sendmsg: the message is not its owner's")
         msg.flags &= ~(MSGF.REPLY | MSGF.SYNC | MSGF.DONE)
 
@@ -389,9 +389,9 @@ class Port:
         """
         mflags = msg.flags
         port = msg.reply_port
-        if mflags & _NOT_WITH_TARGET != MSGF.DONE or port is None:
+        if mflags & NOT_WITH_TARGET != MSGF.DONE or port is None:
             panic("lwkt_domsg: the message is not its owner's")
-        msg.flags = mflags & _SENT | MSGF.SYNC
+        msg.flags = mflags & SENT | MSGF.SYNC
         self.puts += 1
         error = self.ops.putport(self, msg)
         ktr = self.ktr
@@ -429,6 +429,10 @@ class Port:
     def waitport(self, flags: int = 0) -> Awaitable[LwktMsg | None]:
         """``await`` the next message and take it; None only when a signal came (PCATCH)."""
         return self.ops.waitport(self, flags)
+
+    def replyport(self, msg: LwktMsg) -> None:
+        """An answer arrives at this reply port; for `LwktMsg.replymsg`."""
+        self.ops.replyport(self, msg)
 
     def peek(self) -> LwktMsg | None:
         """The message `getport` would take; it stays."""

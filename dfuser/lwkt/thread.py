@@ -247,7 +247,7 @@ def switch() -> Generator[Any, Any, None]:
     """
     td = curthread
     if td.critcount or td.flags & _SWITCH_CARE:
-        _switch_with_care(td)
+        switch_care(td)
     if td.toks:
         td.cpu.relalltokens(td)
     if td.coro:
@@ -282,7 +282,7 @@ def lwkt_yield() -> Generator[Any, Any, None]:
     else:
         cpu.runq_enqueue(td)
     if td.critcount or td.flags & _SWITCH_CARE:
-        _switch_with_care(td)
+        switch_care(td)
     if td.toks:
         cpu.relalltokens(td)
     if td.coro:
@@ -324,7 +324,7 @@ _KILLED: Final = TDF.KILLED
 _SWITCH_CARE: Final = TDF.BORROWED | TDF.THROTTLED
 
 
-def _switch_with_care(td: Thread) -> None:
+def switch_care(td: Thread) -> None:
     """Refuse a switch that must not be, or park a sender that has filled an IPI ring."""
     if td.spinlocks:
         panic(f"lwkt_switch: {td} still holds {td.spinlocks} spinlocks")

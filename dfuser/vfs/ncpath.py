@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 #: Directory entries asked for at a time by the search for a name.
 _SCAN: Final = 256
-#: Deepest directory whose path is rebuilt; a longer chain means a loop in the file system.
-_MAX_DEPTH: Final = MAXPATHLEN
+#: Directories whose path is rebuilt at once; a longer chain means a loop in the file system.
+_MAX_DEPTH: Final = 1 << 16
 
 
 def fullpath(cache: NameCache, nch: NcHandle, base: NcHandle | None = None) -> bytes:

@@ -12,7 +12,8 @@ answer at hand. A `Block` must be awaited, or the entry stays in the tree unreso
 
 Counterpart: cache_resolve, cache_resolve_mp, _cache_lock (kern/vfs_cache.c).
 Differs from DragonFly: an entry is locked only while it is waited for, exclusively; those who come
-    later share the wait.
+    later share the wait. A destroyed entry is ENOENT, as POSIX has it for what is looked up from a
+    removed directory (EINVAL in C).
 Token/lock order: an entry is waited for holding no other.
 Invariants: NCF.LOCKED is set exactly while one thread is in the file system's own wait; ``locked``
     of the cache counts such entries.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from dfuser.libkern.errno import EINVAL, ENOENT, EXDEV, KKASSERT, KError
+from dfuser.libkern.errno import ENOENT, EXDEV, KKASSERT, KError
 from dfuser.lwkt.block import Block
 from dfuser.lwkt.synch import tsleep, wakeup
 
@@ -48,14 +49,14 @@ def resolve(cache: NameCache, ncp: NamecacheEntry, mount: Mount, cred: Ucred) ->
         must not be remembered (the file system raised ENOENT; the entry stays unresolved).
 
     Raises:
-        KError: EINVAL, the entry is destroyed; EXDEV, it hangs on nothing; or the file
+        KError: ENOENT, the entry is destroyed; EXDEV, it hangs on nothing; or the file
             system's own error, and the entry stays unresolved.
         Block: the file system must wait.
     """
     if not ncp.flags & NCF.UNRESOLVED:
         return ncp.error
     if ncp.flags & NCF.DESTROYED:
-        raise KError(EINVAL)
+        raise KError(ENOENT)
     if ncp is mount.ncmountpt.ncp:
         return _resolve_mp(cache, ncp, mount)
     par = ncp.parent

@@ -406,9 +406,7 @@ def lookup1(
     return _lookup1_slow(vfs, dnch, name, cred, chk)
 
 
-def _lookup1_slow(
-    vfs: Vfs, dnch: NcHandle, name: bytes, cred: Ucred, chk: bool
-) -> NcHandle | None:
+def _lookup1_slow(vfs: Vfs, dnch: NcHandle, name: bytes, cred: Ucred, chk: bool) -> NcHandle | None:
     """`lookup1` where the cache has no plain answer."""
     dncp, mount = dnch
     cache = vfs.cache

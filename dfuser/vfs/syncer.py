@@ -27,12 +27,13 @@ from dfuser.libkern.errno import KError
 from dfuser.libkern.param import HZ, NSEC_PER_SEC
 from dfuser.libkern.stat import VType
 from dfuser.libkern.sysctl import INT, LONG, RW, Sysctl
+from dfuser.lwkt import thread as lwkt_thread
 from dfuser.lwkt.block import run_blocking
 from dfuser.lwkt.synch import tsleep, wakeup
 
 from .mountflags import MNT, MNTK
 from .vnode import V
-from .vop import MNT_LAZY, MNT_NOWAIT, MNT_WAIT
+from .vop import MNT_LAZY, MNT_WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +163,7 @@ class SyncerCtx:
         self.stopping = True
         for vp in list(self.slot_of):
             self.remove(vp)
-        if self.syncer.spawn is not None:
+        if self.syncer.spawn is not None and lwkt_thread.curthread is not None:
             wakeup(self)
 
 
@@ -303,13 +304,8 @@ class Syncer:
         if mp.syncer is not None:
             self.rush_requests += 1
             mp.syncer.rush += seconds
-            if self.spawn is not None:
+            if self.spawn is not None and lwkt_thread.curthread is not None:
                 wakeup(mp.syncer)
-
-    def write_vnode(self, vp: Vnode) -> None:
-        """Start writing a vnode that is to be reclaimed."""
-        if vp.mount is not None and vp.mount.syncer is not None:
-            vp.mount.syncer.write_vnode(vp, MNT_NOWAIT)
 
     def pending(self) -> int:
         """How many vnodes wait to be written."""

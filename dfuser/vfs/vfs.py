@@ -5,7 +5,8 @@ everybody who works with files. Nothing of the VFS lives outside it, so many ker
 process and each can be thrown away.
 
 Counterpart: vfsinit (kern/vfs_init.c) and the globals of kern/vfs_*.c.
-Differs from DragonFly: they are members of an object.
+Differs from DragonFly: they are members of an object. File times are exact to the nanosecond by
+    default (microseconds there), because the host's programs expect it.
 Token/lock order: none.
 Invariants: made once a kernel; `close` leaves no cycle behind.
 """

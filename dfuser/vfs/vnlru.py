@@ -12,26 +12,30 @@ small batch at the end of his own operation (`Vnlru.userexit`): never in the mid
 may be using vnodes without references.
 
 **What can go.** No references, and ``auxrefs`` equal to the number of namecache entries: no entry
-of it has children, and nothing else holds it.
+of it has children, and nothing else holds it. A dirty vnode is written first; if that would have to
+wait it stays, and the syncer is hurried.
 
 Counterpart: cleanfreevnode, freesomevnodes, allocvnode_gc (kern/vfs_lock.c), vnlru_proc
     (kern/vfs_mount.c).
 Differs from DragonFly: one list, one rover, no vnode looked at twice in a call.
 Token/lock order: none; only `Vnlru.vnlru_daemon` waits.
-Invariants: a vnode that is referenced is never deactivated here.
+Invariants: a vnode that is referenced is never deactivated here; a dirty one never reclaimed.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from dfuser.libkern.errno import KError
 from dfuser.libkern.ktr import KtrInfo
 from dfuser.libkern.param import HZ
 from dfuser.libkern.sysctl import INT, RD, RW, Sysctl
 from dfuser.lwkt import thread as lwkt_thread
+from dfuser.lwkt.block import Block
 from dfuser.lwkt.synch import tsleep, wakeup
 
 from .vnode import VACT_INC, VACT_MAX, V, VState
+from .vop import MNT_NOWAIT
 
 if TYPE_CHECKING:
     from .vnode import Vnode
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
 
 #: Pages in memory from which a file loses its activity more slowly.
 _MANY_PAGES: Final = 64
+_DIRTY: Final = V.ISDIRTY | V.OBJDIRTY
 
 
 class Vnlru:
@@ -99,15 +104,33 @@ class Vnlru:
     def _reclaim_one(self, vp: Vnode) -> bool:
         """Try to free the vnode at the head of the inactive list; it goes to the tail if not."""
         table = self.table
-        if vp.auxrefs == vp.namecache_count and table.vfs.cache.inval_vp_nonblock(vp):
-            if vp.flag & V.ISDIRTY:
-                table.vfs.syncer.write_vnode(vp)
+        clean = not vp.flag & _DIRTY or self._clean(vp)
+        if vp.state is VState.DYING:
+            return True
+        free = clean and vp.auxrefs == vp.namecache_count
+        if free and table.vfs.cache.inval_vp_nonblock(vp):
             table.vgone(vp)
             return True
         if vp.state is VState.INACTIVE:
             table.inactive.remove(vp)
             table.inactive.insert_tail(vp)
         return False
+
+    def _clean(self, vp: Vnode) -> bool:
+        """Try to write a dirty vnode that is to go; False if it must stay for the syncer.
+
+        The caller is in the middle of somebody's operation, so nothing may wait here.
+        """
+        vp.ref()
+        try:
+            vp.ops.use.vop_fsync(vp, MNT_NOWAIT)
+        except (Block, KError):
+            if vp.mount is not None:
+                self.table.vfs.syncer.rushjob(vp.mount)
+        finally:
+            vp.set_finalize()
+            vp.rele()
+        return not vp.flag & _DIRTY
 
     def freesomevnodes(self, count: int) -> int:
         """Free up to ``count`` vnodes that nobody uses. Never blocks.

@@ -95,7 +95,8 @@ class VnodeOps:
     def vop_open(self, vp: Vnode, mode: int, cred: Ucred) -> Any:
         """Open for ``mode`` (FREAD | FWRITE | O_*). Counts are kept by the caller (`vn_open`).
 
-        Returns an object private to this open (passed back to read, write, close), or None.
+        Returns an object private to this open (passed back to read, write, close), or None. It may
+        wait (say `Block`), but not for a regular file that has just been created.
         """
         return None
 
@@ -168,10 +169,14 @@ class VnodeOps:
         raise KError(EINVAL)
 
     def vop_inactive(self, vp: Vnode) -> None:
-        """The last reference is gone; called once a deactivation. May recycle the vnode."""
+        """The last reference is gone; called once a deactivation. May recycle the vnode.
+
+        Must neither fail nor wait: it runs at the end of somebody's operation. What needs I/O is
+        left to the syncer.
+        """
 
     def vop_reclaim(self, vp: Vnode) -> None:
-        """Cut the link between ``vp`` and the file system's node. Must not fail."""
+        """Cut the link between ``vp`` and the file system's node. Must neither fail nor wait."""
         vp.data = None
 
     def vop_bmap(self, vp: Vnode, offset: int) -> tuple[int, int, int]:

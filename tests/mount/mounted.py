@@ -74,13 +74,15 @@ def mounted(source: str = "tmpfs", *options: str) -> Iterator[Mounted]:
     base.chmod(0o755)
     directory, log = base / "mnt", base / "log"
     directory.mkdir(0o755)
-    server = launch(directory, log, source, *options)
+    server = None
     try:
+        server = launch(directory, log, source, *options)
         wait_for_mount(server, directory, log)
         yield Mounted(directory, server.pid, log)
         _check_end(server, directory, log)
     finally:
-        clear(server, directory)
+        if server is not None:
+            clear(server, directory)
         shutil.rmtree(base, ignore_errors=True)
 
 

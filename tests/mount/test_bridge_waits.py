@@ -27,7 +27,7 @@ fd = os.open(path, os.O_RDONLY)
 def read():
     while True:
         try:
-            data = os.read(fd, 65536)
+            data = os.pread(fd, 65536, 0)
         except OSError as error:
             print("errno", error.errno, flush=True)
             return
@@ -39,11 +39,20 @@ read()
 """
 
 
+#: Readers of the test that runs, ended with it.
+STARTED: list[subprocess.Popen[bytes]] = []
+
+
 @pytest.fixture
 def world() -> Iterator[Rig]:
     """A mount of its own for each test."""
     with rig() as made:
-        yield made
+        try:
+            yield made
+        finally:
+            while STARTED:
+                STARTED[-1].kill()
+                end(STARTED.pop())
         if made.child.poll() is None:
             assert made.stat("s.context.failed") == 0, made.stat("k.msgbuf.text()")
             eventually(lambda: parked(made) == 0, "nobody waits any more")
@@ -63,12 +72,15 @@ def start_reader(world: Rig, count: int, *before: str) -> subprocess.Popen[bytes
         [*before, sys.executable, "-c", READER, str(world.path / "dev" / "klog"), str(count)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
+    STARTED.append(child)
     eventually(lambda: parked(world) == count, f"{count} readers wait")
     return child
 
 
 def end(child: subprocess.Popen[bytes]) -> bytes:
     """What a child said until its end."""
+    if child.stdout is None or child.stdout.closed:
+        return b""
     out, _ = child.communicate(timeout=60)
     return out
 
@@ -135,8 +147,6 @@ def test_five_hundred_blocked_readers(world: Rig) -> None:
         (world.path / f"f{number}").write_bytes(b"x" * 300_000)
         assert len((world.path / f"f{number}").read_bytes()) == 300_000
     assert len(os.listdir(world.path)) == 25
-    listed = (world.path / "kern" / "threads").exists() or True
-    assert listed
     child.kill()
     end(child)
     eventually(lambda: parked(world) == 0, "all are gone")
@@ -168,8 +178,6 @@ def test_too_many_waiters(world: Rig) -> None:
     """What if more requests would wait than are allowed: EAGAIN, and the rest go on waiting?"""
     world.inside('k.sysctl.set("vfs.fuse.max_parked", "3")')
     child = start_reader(world, 3)
-    other = os.open(world.path / "dev" / "console", os.O_RDONLY) if False else None
-    assert other is None
     child.kill()
     end(child)
     child = subprocess.Popen(
@@ -197,28 +205,11 @@ def test_callers_below_in_a_pid_namespace(world: Rig) -> None:
 def test_callers_nobody_can_see(world: Rig) -> None:
     """What if FUSE reports no process: does the wait end by itself after the bounded time?"""
     world.inside('k.sysctl.set("vfs.fuse.foreign_wait", "1")')
-    world.inside("""
-probes = s.watcher.probes
-s.watcher._sees = False
-""")
-    child = subprocess.Popen(
-        [sys.executable, "-c", READER, str(world.path / "dev" / "klog"), "1"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    out = end_when_it_says(child, b"errno %d" % errno.EINTR)
-    assert out
-    assert world.stat("s.watcher.interrupted") >= 1
-
-
-def end_when_it_says(child: subprocess.Popen[bytes], word: bytes) -> bool:
-    """Read a child's words until one line is ``word``; then end it."""
-    assert child.stdout is not None
-    for line in child.stdout:
-        if line.strip() == word:
-            child.kill()
-            end(child)
-            return True
-    return False
+    world.inside("s.watcher._sees = False")
+    child = start_reader(world, 1)
+    eventually(lambda: world.stat("s.watcher.interrupted") >= 2, "Python asks again, and again")
+    child.kill()
+    end(child)
 
 
 def test_poll_on_the_log(world: Rig) -> None:
@@ -267,8 +258,7 @@ def test_abort_while_requests_wait(world: Rig) -> None:
     if os.geteuid():
         pytest.skip("only root may abort")
     child = start_reader(world, 5)
-    connection = world.stat("s._connection")
-    Path(f"/sys/fs/fuse/connections/{connection}/abort").write_text("1")
+    subprocess.run(["umount", "-i", "-f", str(world.path)], check=False, capture_output=True)
     out = end(child)
     assert out.count(b"errno") >= 1
     word = world.read()

@@ -148,7 +148,8 @@ def test_demo_says_what_to_try_and_leaves_with_ctrl_c(shell: Shell) -> None:
     demo = shell.start("demo", shell.mnt / "new")
     assert demo.stdout is not None
     shown = [demo.stdout.readline() for _ in range(6)]
-    assert all(":" in line and "dfuser" in line or str(shell.mnt) in line for line in shown)
+    assert all(":" in line for line in shown)
+    assert sum(str(shell.mnt / "new") in line for line in shown) == 5
     assert sorted(os.listdir(shell.mnt / "new")) == ["dev", "kern", "proc", "sysctl", "tmp"]
     demo.send_signal(signal.SIGINT)
     out, err = demo.communicate(timeout=LONG)
@@ -232,10 +233,12 @@ def test_umount_explains_a_busy_mount(shell: Shell) -> None:
         assert f"in use by cat ({holder.pid})" in done.stderr
         assert done.stderr.count("\n") == 1
         assert is_mounted(shell.mnt)
-        with Connection(choose(str(shell.mnt)).socket) as kernel:
-            with pytest.raises(OSError, match=rf"cat \({holder.pid}\)") as caught:
-                kernel.domsg("kernel", "stop")
-            assert caught.value.errno == 16
+        with (
+            Connection(choose(str(shell.mnt)).socket) as kernel,
+            pytest.raises(OSError, match=rf"cat \({holder.pid}\)") as caught,
+        ):
+            kernel.domsg("kernel", "stop")
+        assert caught.value.errno == 16
     shell.ok("umount", shell.mnt)
     shell.nothing_left()
 
@@ -254,9 +257,11 @@ def test_a_client_can_stop_the_kernel(shell: Shell) -> None:
     # What if a program asks for the end through the control socket?
     shell.ok("mount", "-d", "tmpfs", shell.mnt)
     pid = shell.pid()
-    with Connection(choose(str(shell.mnt)).socket) as kernel:
-        with contextlib.suppress(ConnectionError):
-            kernel.domsg("kernel", "stop")
+    with (
+        Connection(choose(str(shell.mnt)).socket) as kernel,
+        contextlib.suppress(ConnectionError),
+    ):
+        kernel.domsg("kernel", "stop")
     wait_pid(pid)
     shell.nothing_left()
 
@@ -378,6 +383,33 @@ def test_the_manager_is_told_when_it_is_ready_and_when_it_stops(
         assert server.wait(LONG) == 0
 
 
+def test_as_a_helper_of_mount(shell: Shell, tmp_path: Path) -> None:
+    # What if mount(8) runs it for a line of fstab?
+    helper = tmp_path / "mount.fuse.dfuser"
+    helper.symlink_to(dfuser_program())
+    words = [helper, "tmpfs", shell.mnt, "-o", "rw,noauto,user,_netdev,size=1m,x-systemd.automount"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LONG, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "tmp" in os.listdir(shell.mnt)
+    again = subprocess.run(words, capture_output=True, text=True, timeout=LONG, check=False)
+    assert again.returncode == 32
+    assert "mounted already" in again.stderr
+    shell.ok("umount", shell.mnt)
+    shell.nothing_left()
+
+
+def test_soak_reports_and_exits_by_its_verdict(shell: Shell) -> None:
+    # What if a short soak is run on the only dfuser there is?
+    shell.ok("mount", "-d", "tmpfs", shell.mnt)
+    done = shell.ok("soak", "--minutes", "0.01", "--seed", "7", "--load", "fsx", "--json")
+    found = json.loads(done.stdout)["soak"]
+    assert found["ok"]
+    assert found["seed"] == 7
+    assert found["results"][0]["operations"] > 0
+    shell.ok("umount", shell.mnt)
+    shell.nothing_left()
+
+
 PANIC = """
 import sys
 from dfuser.cli.logs import ServerLog
@@ -403,12 +435,8 @@ except BaseException as error:
 """
 
 
-@pytest.mark.parametrize(
-    ("how", "text"), [("panic", "a test panics"), ("thread", "a thread dies")]
-)
-def test_a_panic_takes_the_mount_away_and_names_the_dump(
-    shell: Shell, how: str, text: str
-) -> None:
+@pytest.mark.parametrize(("how", "text"), [("panic", "a test panics"), ("thread", "a thread dies")])
+def test_a_panic_takes_the_mount_away_and_names_the_dump(shell: Shell, how: str, text: str) -> None:
     # What if the kernel panics while a process of the host stands inside?
     done = subprocess.run(
         [sys.executable, "-c", PANIC, str(shell.mnt), how],

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import pkgutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -125,3 +127,17 @@ def refuse(number: int | tuple[int, ...], call: Callable[..., Any], *args: Any, 
         got = errno.errorcode.get(error.errno or 0, str(error.errno))
         raise CaseFailed(f"{name}: {got}, not {wanted}") from error
     raise CaseFailed(f"{name} returned {result!r:.100}, not {wanted}")
+
+
+def until_refused(number: int, call: Callable[..., int], *args: Any, seconds: float = 5) -> None:
+    """The call fails with ``number`` at the latest after ``seconds``; what it opens is closed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.close(call(*args))
+        except OSError as error:
+            if error.errno == number:
+                return
+            raise
+        time.sleep(0.005)
+    raise CaseFailed(f"still answered after {seconds} s, not {errno.errorcode[number]}")

@@ -9,7 +9,8 @@ raise `KError`, or raise `Block` before they have changed anything.
 or calls the VFS again (`NameCache.hold` keeps it). A `File` is the caller's until `kern_close`.
 
 **Permissions.** ``chk=False`` (the caller's host has checked, HOSTCHECKED) leaves out who-may
-questions and nothing else: flags of the mount, types, limits and existence are always checked.
+questions and nothing else: flags of the mount, types, limits and existence are always checked. File
+flags (immutable, append-only), which a host does not know, bind in the file systems themselves.
 
 **Who is told.** After a change each core tells ``vfs.hostcache``; watchers of vnodes are told by
 the file system, which knows exactly what changed.

@@ -73,9 +73,7 @@ def kern_mount(
     return mp
 
 
-def kern_unmount(
-    vfs: Vfs, nch: NcHandle, flags: int, cred: Ucred, *, wait: bool = False
-) -> None:
+def kern_unmount(vfs: Vfs, nch: NcHandle, flags: int, cred: Ucred, *, wait: bool = False) -> None:
     """Unmount the file system whose root is at ``nch``. Counterpart: sys_unmount.
 
     Args:

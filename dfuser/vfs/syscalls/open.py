@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dfuser.libkern.errno import (
-    EACCES,
     EBADF,
     EINVAL,
     EISDIR,
@@ -24,11 +23,11 @@ from dfuser.libkern.errno import (
     ENOTDIR,
     ENXIO,
     EOPNOTSUPP,
+    EPERM,
     ESPIPE,
     KError,
 )
 from dfuser.libkern.fcntl import (
-    FAPPENDONLY,
     FREAD,
     FWRITE,
     O_APPEND,
@@ -66,6 +65,8 @@ if TYPE_CHECKING:
 
 _DEVICES: Final = (VType.VCHR, VType.VBLK)
 _SEEKABLE: Final = (VType.VREG, VType.VDIR, VType.VBLK, VType.VCHR)
+#: The one mode of fallocate(2) that changes no contents.
+FALLOC_KEEP_SIZE: Final = 0x01
 #: Largest file offset, as off_t has it.
 OFF_MAX: Final = (1 << 63) - 1
 
@@ -300,7 +301,7 @@ def kern_fallocate(file: File, mode: int, offset: int, length: int) -> None:
 
     Raises:
         KError: EBADF, not open for writing; EINVAL, a bad range; EISDIR, ENXIO for what is no file;
-            EPERM on an append-only file; or the file system's (EOPNOTSUPP ...).
+            EPERM, punching or zeroing an append-only file; or the file system's (EOPNOTSUPP ...).
         Block: the file system must wait.
     """
     vp = file.want(FWRITE)
@@ -308,11 +309,9 @@ def kern_fallocate(file: File, mode: int, offset: int, length: int) -> None:
         raise KError(EINVAL)
     if vp.type is not VType.VREG:
         raise KError(EISDIR if vp.type is VType.VDIR else ENXIO)
-    if file.flags & FAPPENDONLY:
-        raise KError(EACCES)
     vn_writechk(vp)
-    if mode and (vp.ops.use.vop_getattr(vp).flags or 0) & APPEND:
-        raise KError(EACCES)
+    if mode & ~FALLOC_KEEP_SIZE and (vp.ops.use.vop_getattr(vp).flags or 0) & APPEND:
+        raise KError(EPERM)
     vp.ops.use.vop_allocate(vp, offset, length, mode, file.cred)
     if file.vfs.hostcache is not None:
         file.vfs.hostcache.data_changed(vp)

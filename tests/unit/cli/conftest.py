@@ -1,4 +1,4 @@
-"""Running verbs in this process, against a kernel that runs on another thread and is not mounted."""
+"""Running verbs in this process, against a kernel on another thread that is not mounted."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ Dfuser = Callable[..., Result]
 @pytest.fixture(autouse=True)
 def quiet_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the user's own surroundings."""
-    for name in ("NO_COLOR", "DFUSER_TRACEBACK", "NOTIFY_SOCKET", "JOURNAL_STREAM", "WATCHDOG_USEC"):
+    for name in (
+        "NO_COLOR", "DFUSER_TRACEBACK", "NOTIFY_SOCKET", "JOURNAL_STREAM", "WATCHDOG_USEC",
+    ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DFUSER_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -44,9 +44,7 @@ def test_every_verb_explains_itself_with_an_example(dfuser: Dfuser, name: str) -
         (["soak", "--load", "frob"], "there is no load 'frob'"),
     ],
 )
-def test_wrong_words_are_one_line_and_exit_1(
-    dfuser: Dfuser, words: list[str], text: str
-) -> None:
+def test_wrong_words_are_one_line_and_exit_1(dfuser: Dfuser, words: list[str], text: str) -> None:
     # What if the command line is wrong?
     result = dfuser(*words)
     assert result.code == ExitCode.USAGE
@@ -123,9 +121,7 @@ def test_help_and_client_verbs_import_nothing_heavy() -> None:
         "bad = {'trio', 'pyfuse3', 'attr', 'sortedcontainers', 'psutil'} & set(sys.modules); "
         "sys.exit(f'imported: {bad}' if bad else 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

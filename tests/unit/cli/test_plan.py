@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,14 +51,22 @@ def test_options_of_the_root_go_to_the_root(tmp_path: Path) -> None:
     plan = make_plan("tmpfs", "/mnt", ["size=5m"])
     assert plan.config.world[0].option_map()["size"] == "5m"
     file = tmp_path / "world.toml"
-    file.write_text(
-        'ncpu = 3\n[[world]]\nfstype = "tmpfs"\non = "/"\noptions = "mode=700"\n'
-    )
+    file.write_text('ncpu = 3\n[[world]]\nfstype = "tmpfs"\non = "/"\noptions = "mode=700"\n')
     plan = make_plan(str(file), "/mnt", ["size=5m", "ncpu=1"])
     options = plan.config.world[0].option_map()
     assert (options["mode"], options["size"]) == ("700", "5m")
     assert plan.config.ncpu == 1
     assert plan.fsname == str(file)
+
+
+def test_an_ordinary_user_owns_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What if the user who mounts is not root: can he make a file in his own world?
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getegid", lambda: 100)
+    options = make_plan("tmpfs", "/mnt", []).config.world[0].option_map()
+    assert (options["uid"], options["gid"]) == ("1000", "100")
+    options = make_plan("tmpfs", "/mnt", ["uid=5"]).config.world[0].option_map()
+    assert options["uid"] == "5"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -174,7 +173,7 @@ async def place(socket_path: str, nursery: trio.Nursery) -> AsyncIterator[Place]
     scope.cancel()
     await made.close()
     await trio.testing.wait_all_tasks_blocked()
-    assert not os.path.exists(socket_path)
+    assert not await trio.Path(socket_path).exists()
     assert not control._peers
     await lwkt.shutdown()
     assert not lwkt.threads

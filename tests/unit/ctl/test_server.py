@@ -274,10 +274,13 @@ async def test_a_peer_that_does_not_read_is_cut_off(
     monkeypatch.setattr(server, "MAX_OUTGOING", 1 << 20)
     peer = await place.connect()
     await peer.hello()
-    with trio.move_on_after(20):
-        with pytest.raises(trio.BrokenResourceError):
-            for number in range(1, 1000):
-                await peer.send(message("say", number, value="x" * 1000, times=100))
+
+    async def flood() -> None:
+        for number in range(1, 1000):
+            await peer.send(message("say", number, value="x" * 1000, times=100))
+
+    with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+        await flood()
     await trio.testing.wait_all_tasks_blocked()
     assert place.control.statistics().connections == 0
     other = await place.connect()

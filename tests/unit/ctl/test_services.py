@@ -281,9 +281,7 @@ def test_nlookup_of_a_loop_and_of_nonsense(world: World) -> None:
 def test_nlookup_as_somebody_else(world: World) -> None:
     # What if a directory is not for everybody?
     kernel = world.kernel
-    kernel.in_context(
-        kern_mkdir, kernel.vfs, kernel.vfs.rootnch, b"mine", 0o700, Ucred.root()
-    )
+    kernel.in_context(kern_mkdir, kernel.vfs, kernel.vfs.rootnch, b"mine", 0o700, Ucred.root())
     answer = world.do("vfs", "nlookup", path="/mine/x", uid=1000, gid=1000)
     assert answer["error_name"] == "EACCES"
     assert world.do("vfs", "nlookup", path="/mine/x")["error_name"] == "ENOENT"

@@ -1,11 +1,13 @@
 """A file system of dictionaries for tests of the VFS: small, complete enough, and it can wait.
 
 ``fs.slow`` holds names whose resolution must wait: `vop_nresolve` says `Block` until the name is
-taken out (by the wait itself, or by the test). ``fs.calls`` counts the operations.
+taken out (by the wait itself, or by the test). With ``fs.rng`` any resolution waits now and then.
+``fs.calls`` counts the operations.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -51,6 +53,7 @@ class DictFs(VfsOps):
         self.root = self.new(VType.VDIR, 0o755, ROOT)
         self.slow: set[bytes] = set()
         self.wait: Callable[[], Awaitable[int]] | None = None
+        self.rng: random.Random | None = None
         self.calls: Counter[str] = Counter()
         self.synced: list[int] = []
         self.mp: Mount | None = None
@@ -181,7 +184,7 @@ class DictOps(VnodeOps):
         fs.calls["nresolve"] += 1
         assert fs.mp is not None
         cache = fs.mp.vfs.cache
-        if ncp.name in fs.slow:
+        if ncp.name in fs.slow or (fs.rng is not None and fs.rng.random() < 0.4):
             assert fs.wait is not None
             raise Block(fs.wait, "dictfs")
         node = dvp.data.entries.get(ncp.name)

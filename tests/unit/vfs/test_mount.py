@@ -177,7 +177,7 @@ def test_forced_unmount_leaves_dead_files_and_frees_them_later() -> None:
     assert errno_of(kern_read, file, 0, 1) == EIO
     assert errno_of(kern_write, file, 0, b"x") == EIO
     assert errno_of(vfs.cache.fullpath, cwd) == ENOENT
-    assert errno_of(kern_mknod, vfs, cwd, b"x", 0o100644, 0, 0, ROOT) in (ENOENT, EINVAL)
+    assert errno_of(kern_mknod, vfs, cwd, b"x", 0o100644, 0, 0, ROOT) == ENOENT
     assert not mp.vnodes
     file.drop()
     vfs.cache.drop_nch(cwd)
@@ -394,4 +394,20 @@ def test_mount_and_unmount_by_place_and_owner() -> None:
     assert errno_of(kern_unmount, vfs, mp.ncmountpt, 0, jailed) == EPERM
     kern_unmount(vfs, mp.ncmountpt, 0, USER)
     assert len(vfs.mounts) == 1
+    check(vfs)
+
+
+def test_mounted_on_directory_is_never_reclaimed() -> None:
+    """What if memory is short? What a file system is mounted on keeps its vnode and its path."""
+    vfs = make_vfs()
+    mp = mount(vfs, directory(vfs))
+    on = mp.ncmounton
+    assert on is not None
+    covered = on.ncp.vp
+    for _ in range(50):
+        vfs.vnodes.freesomevnodes(10)
+    assert on.ncp.vp is covered
+    assert vfs.cache.fullpath(mp.ncmountpt) == b"/mnt"
+    top = kern_lookup(vfs, vfs.rootnch, b"mnt", ROOT)
+    assert top == mp.ncmountpt
     check(vfs)

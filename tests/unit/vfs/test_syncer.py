@@ -8,12 +8,13 @@ from dfuser.libkern.ktr import Ktr
 from dfuser.libkern.log import MsgBuf
 from dfuser.libkern.stat import VType
 from dfuser.libkern.sysctl import SysctlTree
+from dfuser.lwkt.block import Block
 from dfuser.lwkt.machine import Lwkt
 from dfuser.vfs.mount import MNT, MNTK
 from dfuser.vfs.syncer import SYNCER_MAXDELAY, SyncerCtx
 from dfuser.vfs.syscalls import kern_mkdir, kern_mknod, kern_unlink
 from dfuser.vfs.vfs import Vfs
-from dfuser.vfs.vnode import V, Vnode
+from dfuser.vfs.vnode import V, Vnode, VState
 from dfuser.vfs.vop import MNT_LAZY, MNT_WAIT
 from tests.unit.vfs.dictfs import ROOT, check, fs_of, make_vfs
 
@@ -199,3 +200,46 @@ def test_delays_beyond_the_wheel_are_cut() -> None:
     wheel(vfs).add(f, 0)
     assert wheel(vfs).slot_of[f] == 1
     assert wheel(vfs).count == 1
+
+
+def test_dirty_vnode_is_written_before_it_is_reclaimed_and_stays_if_it_must_wait() -> None:
+    """What if memory is short and vnodes are dirty? Written, then freed; else kept, never lost."""
+    vfs = make_vfs()
+    f = file(vfs)
+    vfs.syncer.setisdirty(f)
+    ops = f.ops.norm
+
+    async def never() -> int:
+        return 0
+
+    class Waiting(type(ops)):  # type: ignore[misc]
+        __slots__ = ()
+
+        def vop_fsync(self, vp: Vnode, waitfor: int, cred: object = None) -> None:
+            raise Block(never, "disk")
+
+    f.ops.norm = Waiting(fs_of(vfs))
+    f.ops.relink()
+    for _ in range(40):
+        vfs.vnodes.freesomevnodes(5)
+        check(vfs)
+    assert f.flag & V.ISDIRTY
+    assert f.state is not VState.DYING
+    assert vfs.syncer.rush_requests > 0
+    f.ops.norm = ops
+    f.ops.relink()
+    for _ in range(40):
+        vfs.vnodes.freesomevnodes(5)
+    assert f.state is VState.DYING
+    assert fs_of(vfs).calls["fsync"] == 1
+    assert vfs.syncer.pending() == 0
+    check(vfs)
+
+
+def test_file_times_have_the_precision_asked_for() -> None:
+    """What if vfs.timestamp_precision changes? Seconds, ticks, microseconds, nanoseconds."""
+    vfs = make_vfs(clock=VirtualClock())
+    now = vfs.clock.realtime_ns()
+    for value, grain in enumerate((1_000_000_000, 10_000_000, 1000, 1)):
+        vfs.timestamp_precision = value
+        assert vfs.now() == now // grain * grain

@@ -16,6 +16,7 @@ from dfuser.libkern.errno import (
     ENOENT,
     ENOTDIR,
     ENOTEMPTY,
+    ENXIO,
     EOPNOTSUPP,
     EPERM,
     ESPIPE,
@@ -37,7 +38,7 @@ from dfuser.libkern.fcntl import (
     SEEK_END,
     SEEK_SET,
 )
-from dfuser.libkern.stat import UF_IMMUTABLE
+from dfuser.libkern.stat import UF_APPEND, UF_IMMUTABLE
 from dfuser.libkern.ucred import Ucred
 from dfuser.vfs.access import access_mode, helper_chmod, naccess_va
 from dfuser.vfs.cache import NcHandle
@@ -491,6 +492,22 @@ def test_immutable_files_refuse_all_but_their_flags() -> None:
     assert errno_of(kern_open, vfs, f, O_RDWR, ROOT) == EPERM
     kern_setattr(vfs, f, Vattr(flags=0), ROOT)
     kern_setattr(vfs, f, Vattr(mode=0), ROOT)
+
+
+def test_fallocate_is_guarded_before_the_file_system_is_asked() -> None:
+    """What if a range is allocated or punched where it may not be? EINVAL, EPERM, ENXIO."""
+    vfs = make_vfs()
+    nch, file = kern_create(vfs, vfs.rootnch, b"f", 0o644, O_RDWR, ROOT)
+    assert errno_of(kern_fallocate, file, 0, 0, 0) == EINVAL
+    assert errno_of(kern_fallocate, file, 0, -1, 5) == EINVAL
+    assert errno_of(kern_fallocate, file, 1, 0, 5) == EOPNOTSUPP
+    kern_setattr(vfs, nch, Vattr(flags=UF_APPEND), ROOT)
+    assert errno_of(kern_fallocate, file, 3, 0, 5) == EPERM
+    assert errno_of(kern_fallocate, file, 1, 0, 5) == EOPNOTSUPP
+    file.drop()
+    pipe = kern_open(vfs, kern_mknod(vfs, vfs.rootnch, b"p", 0o010644, 0, 0, ROOT), O_RDWR, ROOT)
+    assert errno_of(kern_fallocate, pipe, 0, 0, 5) == ENXIO
+    pipe.drop()
 
 
 def test_directories_cannot_be_truncated_and_text_cannot_be_written() -> None:

@@ -1,0 +1,264 @@
+"""The page walk: from a linear address through the tables to a translation or a fault.
+
+    CR3 -> PML4 table -> PDPT -> page directory -> page table -> page
+           va 47:39      38:30   29:21             20:12         11:0
+
+Each step reads one entry. The walk stops with a fault at the first entry that is not present or
+has a reserved bit set, at a leaf (a PS bit, or level 1) it compares the rights that all entries
+grant together with what the access asks (``fault.py``), and only when the access is allowed it
+sets A in every entry it used and, for a store, D in the leaf. A walk that faults changes nothing.
+(SDM 4.8 says when the processor sets the flags, and leaves open whether a table entry above a
+fault has been "used"; hardware differs, software must accept both, and this model is at the quiet
+end, as KVM's walker is.)
+
+There are two walkers in this file with one meaning:
+
+``walk``
+    what everyone calls: four levels and 4 KiB leaves in one straight line, 2 MiB leaves beside
+    it. Whatever is out of the ordinary goes to
+``walk_any``
+    the same as a loop over the levels: five levels, 1 GiB leaves, tables beyond the end of
+    physical memory, faults on reserved bits.
+
+Physical memory ends somewhere. A table that lies beyond reads as all ones, as an unclaimed read
+on a PC's bus does, and stores to it vanish. Where the page itself lies is not the walk's
+business.
+
+Source: Intel SDM volume 3, 4.5 (4-level and 5-level paging), 4.6 (access rights), 4.7 (faults),
+    4.8 (accessed and dirty flags), 4.9 (memory typing).
+Counterpart: none in DragonFly; the hardware walks for it.
+Differs from the processor: A and D are set by plain stores, since nothing else runs meanwhile;
+    no speculation, so A is set by real accesses only; paging-structure caches (SDM 4.10.3) are
+    not modelled, each walk starts at CR3, which is one of the behaviours the SDM allows.
+Token/lock order: takes none; reads and writes physical memory only.
+Invariants: ``masks`` and ``wants`` hold the rules of the registers last given to ``configure``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dfuser.hw.mmu.fault import (
+    ACCESS_KINDS,
+    FAULT_GP,
+    TRANSLATION_LEVEL_SHIFT,
+    Rule,
+    make_rules,
+)
+from dfuser.hw.mmu.pte import (
+    LARGE_FRAME,
+    LEVEL_SHIFT,
+    PAGE_SIZES,
+    PG_FRAME,
+    PG_PS_FRAME,
+    PTE_BITS,
+    X86_PG_A,
+    X86_PG_G,
+    X86_PG_M,
+    X86_PG_NC_PCD,
+    X86_PG_NC_PWT,
+    X86_PG_NX,
+    X86_PG_PDE_PAT,
+    X86_PG_PS,
+    X86_PG_PTE_PAT,
+    X86_PG_RW,
+    X86_PG_U,
+    X86_PG_V,
+    PageTables,
+    reserved_bits,
+)
+from dfuser.hw.mmu.regs import CR4_PGE, ControlRegisters
+
+GRANTS: Final = X86_PG_RW | X86_PG_U | X86_PG_A
+"""Bits of a translation that every level must have."""
+OF_LEAF: Final = X86_PG_V | X86_PG_M | X86_PG_NC_PWT | X86_PG_NC_PCD
+"""Bits of a translation that are the leaf's at every page size."""
+LEVEL_1: Final = 1 << TRANSLATION_LEVEL_SHIFT
+LEVEL_2: Final = 2 << TRANSLATION_LEVEL_SHIFT
+LARGE_LEAF: Final = X86_PG_V | X86_PG_PS
+OFFSET_2M: Final = PAGE_SIZES[2] - 1 & PG_FRAME
+"""The bits of a linear address that choose a 4 KiB piece of a 2 MiB page."""
+GP: Final = ~FAULT_GP
+
+
+class Walker:
+    """Walks the tables of one CPU under its current control registers.
+
+    Args:
+        tables: where the entries are.
+        regs: the registers; ``configure`` must follow each change of them.
+
+    Attributes:
+        rules: by access; None where the access is impossible.
+        masks: ``rules[access].mask``, for hot code.
+        wants: ``rules[access].want``, for hot code; no translation meets an impossible one.
+    """
+
+    __slots__ = ("_canonical", "_check_2m", "_check_leaf", "_check_table", "_half", "_keep",
+                 "_keep_2m", "_levels", "_reserved_leaf", "_reserved_table", "_root", "_size",
+                 "_words", "masks", "regs", "rules", "wants")  # fmt: skip
+
+    def __init__(self, tables: PageTables, regs: ControlRegisters) -> None:
+        self._words = tables.words
+        self._size = len(tables.words)
+        self.regs = regs
+        self.configure()
+
+    def configure(self) -> None:
+        """Take over the control registers after a change."""
+        regs = self.regs
+        features, protection = regs.features, regs.protection()
+        self._root = regs.root >> 3
+        self._levels = regs.levels
+        # Adding half the address space moves both canonical halves below this power of two.
+        self._half = 1 << LEVEL_SHIFT[self._levels] + 8
+        self._canonical = PTE_BITS & ~(2 * self._half - 1)
+        self.rules: tuple[Rule | None, ...] = make_rules(protection)
+        self.masks = [0 if rule is None else rule.mask for rule in self.rules]
+        self.wants = [X86_PG_V if rule is None else rule.want for rule in self.rules]
+
+        def reserved(level: int, leaf: bool) -> int:
+            return reserved_bits(
+                level, leaf, features.maxphyaddr, protection.nxe, features.page1gb
+            )
+
+        self._reserved_leaf = [0] + [reserved(level, True) for level in range(1, 6)]
+        self._reserved_table = reserved(2, False)
+        self._check_table = X86_PG_V | X86_PG_PS | self._reserved_table
+        self._check_leaf = X86_PG_V | self._reserved_leaf[1]
+        self._check_2m = LARGE_LEAF | self._reserved_leaf[2]
+        glob = X86_PG_G if regs.cr4 & CR4_PGE else 0
+        self._keep = OF_LEAF | glob | PG_FRAME | X86_PG_PTE_PAT
+        self._keep_2m = OF_LEAF | glob | PG_PS_FRAME
+
+    def canonical(self, va: int) -> bool:
+        """Say whether all bits above the highest translated one equal it (SDM volume 1, 3.3.7)."""
+        return not va + self._half & self._canonical
+
+    def walk(self, va: int, access: int) -> int:
+        """Translate an address for an access, setting A and D as the processor does.
+
+        Args:
+            va: the linear address, 0 to 2**64 - 1.
+            access: a combination of ``ACCESS_*``.
+
+        Returns:
+            A result (``fault.py``): the translation of the 4 KiB page, or a fault as a negative
+            number.
+
+        Raises:
+            ValueError: there is no such access (a store that is a fetch, say).
+        """
+        if va + self._half & self._canonical or self._levels != 4:
+            return self.walk_any(va, access)
+        words, table = self._words, self._check_table
+        try:
+            e4 = words[self._root + (va >> 39 & 511)]
+            if e4 & table != X86_PG_V:
+                return self.walk_any(va, access)
+            e3 = words[((e4 & PG_FRAME) >> 3) + (va >> 30 & 511)]
+            if e3 & table != X86_PG_V:
+                return self.walk_any(va, access)
+            e2 = words[((e3 & PG_FRAME) >> 3) + (va >> 21 & 511)]
+            if e2 & table != X86_PG_V:
+                return self._walk_2m(va, access, e4, e3, e2)
+            e1 = words[((e2 & PG_FRAME) >> 3) + (va >> 12 & 511)]
+        except IndexError:
+            return self.walk_any(va, access)
+        if e1 & self._check_leaf != X86_PG_V:
+            rule = self.rules[access]
+            if e1 & X86_PG_V or rule is None:
+                return self.walk_any(va, access)
+            return rule.absent
+        translation = (
+            e1 & (e4 & e3 & e2 & GRANTS | self._keep) | (e4 | e3 | e2 | e1) & X86_PG_NX | LEVEL_1
+        )
+        if translation & self.masks[access] == self.wants[access]:
+            return translation
+        return self._settle(va, access, translation, (e4, e3, e2, e1))
+
+    def _walk_2m(self, va: int, access: int, e4: int, e3: int, e2: int) -> int:
+        """Go on at a page-directory entry that does not name a page table."""
+        if e2 & self._check_2m != LARGE_LEAF:
+            rule = self.rules[access]
+            if e2 & X86_PG_V or rule is None:
+                return self.walk_any(va, access)
+            return rule.absent
+        translation = (
+            e2 & (e4 & e3 & GRANTS | self._keep_2m)
+            | (e4 | e3 | e2) & X86_PG_NX
+            | va & OFFSET_2M
+            | (e2 & X86_PG_PDE_PAT) >> 5
+            | LEVEL_2
+        )
+        if translation & self.masks[access] == self.wants[access]:
+            return translation
+        return self._settle(va, access, translation, (e4, e3, e2))
+
+    def _settle(self, va: int, access: int, translation: int, path: tuple[int, ...]) -> int:
+        """Answer where the rule was not met: a refusal, or flags that must still be set.
+
+        Args:
+            va: the linear address.
+            access: what is asked.
+            translation: what all the entries say together.
+            path: the entries that were read, from the top table down to the leaf.
+        """
+        rule = self.rules[access]
+        if rule is None:
+            raise ValueError(f"there is no access of kind {access:#x}")
+        if (translation ^ rule.want) & rule.rights:
+            return rule.denied
+        words, size = self._words, self._size
+        index = self._root
+        level = self._levels
+        leaf = level - len(path) + 1
+        for entry in path:
+            index += va >> LEVEL_SHIFT[level] & 511
+            used = entry | X86_PG_A
+            if level == leaf:
+                used |= rule.want & X86_PG_M
+            if used != entry and index < size:
+                words[index] = used
+            index = (entry & PG_FRAME) >> 3
+            level -= 1
+        return translation | rule.want & (X86_PG_A | X86_PG_M)
+
+    def walk_any(self, va: int, access: int) -> int:
+        """Do what ``walk`` does, for any number of levels, any page size and any fault."""
+        rule = self.rules[access] if 0 <= access < ACCESS_KINDS else None
+        if rule is None:
+            raise ValueError(f"there is no access of kind {access:#x}")
+        if va + self._half & self._canonical:
+            return GP
+        words, size = self._words, self._size
+        table, level = self._root, self._levels
+        path: tuple[int, ...] = ()
+        grants, nx = GRANTS, 0
+        while True:
+            index = table + (va >> LEVEL_SHIFT[level] & 511)
+            entry = words[index] if index < size else PTE_BITS
+            if not entry & X86_PG_V:
+                return rule.absent
+            leaf = level == 1 or entry & X86_PG_PS
+            if entry & (self._reserved_leaf[level] if leaf else self._reserved_table):
+                return rule.reserved
+            path += (entry,)
+            grants &= entry
+            nx |= entry & X86_PG_NX
+            if leaf:
+                break
+            table = (entry & PG_FRAME) >> 3
+            level -= 1
+        translation = self._leaf(va, level, entry) | grants | nx
+        if translation & rule.mask == rule.want:
+            return translation
+        return self._settle(va, access, translation, path)
+
+    def _leaf(self, va: int, level: int, entry: int) -> int:
+        """Make of a leaf the part of a translation that does not depend on upper levels."""
+        translation = entry & (self._keep & ~(PG_FRAME | X86_PG_PTE_PAT))
+        pat = entry & X86_PG_PTE_PAT if level == 1 else (entry & X86_PG_PDE_PAT) >> 5
+        piece = va & PAGE_SIZES[level] - 1 & PG_FRAME
+        frame = entry & LARGE_FRAME[level] | piece
+        return translation | pat | frame | level << TRANSLATION_LEVEL_SHIFT

@@ -1,0 +1,303 @@
+"""The thread port: a message port that one thread owns, and the rule among the six kinds.
+
+Only the owner receives. A put from the owner's CPU queues the message and makes the owner runnable;
+from another CPU it is linked on the port and announced by IPI.
+
+This is the path most messages take, twice each, so it is written flat: `domsg` and `waitport` are
+generators that yield to the scheduler themselves instead of awaiting `switch` through two more
+coroutines, and the operations of the kind are the methods of the class, without a call between. All
+that differs from the general path is left to it: a signal that may end the wait, another kind of
+reply port, a message of the priority class.
+
+Counterpart: the thread backend of sys/kern/lwkt_msgport.c (lwkt_thread_putport and relatives).
+Differs from DragonFly: see `msgport`.
+Token and lock order: takes none.
+Invariants: the port's queues are touched on its owner's CPU only; MSGPORTF_WAITING is set exactly
+while the owner sleeps on the port, or has been woken and has not run yet.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Generator
+from typing import Any, Final
+
+from dfuser.libkern.errno import EASYNC, EINTR, ENOENT, KKASSERT, panic
+from dfuser.libkern.param import PCATCH
+
+from . import thread as _thread
+from .msgport import MSGF, MSGPORTF_WAITING, NOT_WITH_TARGET, SENT, LwktMsg, Port, PortOps
+from .synch import lwkt_sleep
+from .thread import SWITCH, TDF, Thread, ThreadKilled, switch_care
+
+_RETURNED: Final = MSGF.DONE | MSGF.REPLY
+_SPECIAL: Final = MSGF.PRIORITY | MSGF.RECEIPT
+_DONE: Final = MSGF.DONE
+_QUEUED: Final = MSGF.QUEUED
+_SYNC: Final = MSGF.SYNC
+_NOT_QUEUED: Final = ~MSGF.QUEUED
+_NOT_WAITING: Final = ~MSGPORTF_WAITING
+_RUNQ: Final = TDF.RUNQ
+_NOT_RUNQ: Final = ~TDF.RUNQ
+_KILLED: Final = TDF.KILLED
+_CARE: Final = TDF.BORROWED | TDF.THROTTLED
+
+
+# --- arriving ------------------------------------------------------------------------------
+
+
+def owner_of(port: Port) -> Thread:
+    """The thread a port belongs to; only for ports that have one."""
+    td = port.td
+    assert td is not None
+    return td
+
+
+def _deliver(port: Port, msg: LwktMsg, reply: bool) -> None:
+    """A message or an answer arrives at the owner's CPU."""
+    if not reply:
+        port.pushmsg(msg)
+    elif msg.flags & MSGF.SYNC:
+        msg.flags |= MSGF.REPLY | MSGF.DONE
+    else:
+        port.enqueue_reply(msg)
+
+
+def _transfer(port: Port, msg: LwktMsg, reply: bool) -> None:
+    """Link a message for the owner's CPU; the first one linked rings the bell."""
+    msg.flags |= MSGF.INTRANSIT
+    src = _thread.curthread.cpu
+    linked = port.transit.get(src.cpuid)
+    if linked is not None:
+        linked.append((msg, reply))
+        return
+    port.transit[src.cpuid] = [(msg, reply)]
+    src.lwkt.ipiqs.post(src, owner_of(port).cpu, _arrive, port, src.cpuid)
+
+
+def _arrive(port: Port, src: int) -> None:
+    """The IPI: take over what CPU ``src`` has linked, or chase an owner that has migrated."""
+    td = owner_of(port)
+    here = _thread.curthread.cpu
+    if td.cpu is not here:
+        here.lwkt.ipiqs.post(here, td.cpu, _arrive, port, src)
+        return
+    for msg, reply in port.transit.pop(src):
+        msg.flags &= ~MSGF.INTRANSIT
+        port.remote += 1
+        _deliver(port, msg, reply)
+    if port.flags & MSGPORTF_WAITING:
+        td.cpu.lwkt.schedule(td)
+
+
+# --- the operations ------------------------------------------------------------------------
+
+
+def thread_putport(port: Port, msg: LwktMsg) -> int:
+    """Queue the message for the owner; always EASYNC. Counterpart: lwkt_thread_putport."""
+    flags = msg.flags
+    if flags & _RETURNED:
+        panic("putport: the message is done")
+    msg.target_port = port
+    td = port.td
+    assert td is not None
+    cpu = td.cpu
+    if cpu is _thread.curthread.cpu:
+        if flags & _SPECIAL:
+            port.pushmsg(msg)
+        else:
+            msg.flags = flags | _QUEUED
+            port.msgq.append(msg)
+        if port.flags & MSGPORTF_WAITING:
+            cpu.schedule_local(td)
+    else:
+        _transfer(port, msg, False)
+    return EASYNC
+
+
+def thread_replyport(port: Port, msg: LwktMsg) -> None:
+    """Return the message to the owner. Counterpart: lwkt_thread_replyport."""
+    td = port.td
+    assert td is not None
+    cpu = td.cpu
+    if cpu is _thread.curthread.cpu:
+        if msg.flags & _SYNC:
+            msg.flags |= _RETURNED
+        else:
+            port.enqueue_reply(msg)
+        if port.flags & MSGPORTF_WAITING:
+            cpu.schedule_local(td)
+    else:
+        msg.flags |= MSGF.REPLY
+        _transfer(port, msg, True)
+
+
+def thread_getport(port: Port) -> LwktMsg | None:
+    """Counterpart: lwkt_thread_getport."""
+    KKASSERT(port.td is _thread.curthread, "lwkt_getport: not the port's owner")
+    return port.pollmsg()
+
+
+@types.coroutine
+def thread_waitport(port: Port, flags: int = 0) -> Generator[Any, Any, LwktMsg | None]:
+    """Counterpart: lwkt_thread_waitport."""
+    td = _thread.curthread
+    if port.td is not td:
+        panic("lwkt_waitport: not the port's owner")
+    if flags & PCATCH:
+        return (yield from _waitport_catch(port, flags).__await__())
+    while not port.msgq and not port.msgq_prio:
+        port.flags |= MSGPORTF_WAITING
+        td.wmesg = "waitport"
+        # lwkt_deschedule_self and switch, written out.
+        cpu = td.cpu
+        tdflags = td.flags
+        if tdflags & _RUNQ:
+            queue = cpu.runq[td.pri]
+            if queue[0] is td:
+                queue.popleft()
+                if not queue:
+                    cpu.runmask ^= 1 << td.pri
+                td.flags = tdflags & _NOT_RUNQ
+            else:
+                cpu.runq_remove(td)
+        if td.critcount or tdflags & _CARE:
+            switch_care(td)
+        if td.toks:
+            cpu.relalltokens(td)
+        if td.coro:
+            yield SWITCH
+        else:
+            yield from cpu.task_switch(td)
+        if td.flags & _KILLED:
+            raise ThreadKilled
+        td.wmesg = ""
+        port.flags &= _NOT_WAITING
+    # pollmsg, written out.
+    msg = port.msgq_prio.popleft() if port.msgq_prio else port.msgq.popleft()
+    msg.flags &= _NOT_QUEUED
+    port.gets += 1
+    ktr = port.ktr
+    if ktr is not None and ktr.mask:
+        ktr.log(Port.ktr_get, port.name)
+    return msg
+
+
+async def _waitport_catch(port: Port, flags: int) -> LwktMsg | None:
+    """`thread_waitport` with PCATCH: None when a signal came and no message."""
+    while (msg := port.pollmsg()) is None:
+        port.flags |= MSGPORTF_WAITING
+        error = await lwkt_sleep("waitport", flags)
+        port.flags &= ~MSGPORTF_WAITING
+        if error and not (port.msgq or port.msgq_prio):
+            return None
+    return msg
+
+
+async def thread_waitmsg(msg: LwktMsg, flags: int) -> int:
+    """Counterpart: lwkt_thread_waitmsg."""
+    port = msg.reply_port
+    assert port is not None
+    if port.td is not _thread.curthread:
+        panic("lwkt_waitmsg: not the reply port's owner")
+    aborted = 0
+    while not msg.flags & MSGF.DONE:
+        port.flags |= MSGPORTF_WAITING
+        error = await lwkt_sleep("waitabt" if aborted else "waitmsg", 0 if aborted else flags)
+        port.flags &= ~MSGPORTF_WAITING
+        if error:
+            aborted = error
+            msg.abortmsg()
+    return take_reply(port, msg, aborted)
+
+
+def take_reply(port: Port, msg: LwktMsg, aborted: int) -> int:
+    """The message is done: off the reply port with it; EINTR becomes what the signal asked for."""
+    if msg.flags & MSGF.QUEUED:
+        port.pullmsg(msg)
+        port.gets += 1
+    if aborted and msg.error == EINTR:
+        msg.error = aborted
+    return msg.error
+
+
+def thread_dropmsg(port: Port, msg: LwktMsg) -> int:
+    """Counterpart: lwkt_thread_dropmsg, lwkt_spin_dropmsg."""
+    KKASSERT(port.td is _thread.curthread, "lwkt_dropmsg: not the port's owner")
+    if msg.flags & (MSGF.REPLY | MSGF.QUEUED) != MSGF.QUEUED:
+        return ENOENT
+    port.pullmsg(msg)
+    msg.flags |= MSGF.DONE
+    return 0
+
+
+THREAD_OPS: Final = PortOps(
+    kind="thread",
+    getport=thread_getport,
+    putport=thread_putport,
+    waitmsg=thread_waitmsg,
+    waitport=thread_waitport,
+    replyport=thread_replyport,
+    dropmsg=thread_dropmsg,
+    putport_oncpu=thread_putport,
+)
+
+
+# --- the class -----------------------------------------------------------------------------
+
+
+class ThreadPort(Port):
+    """A port with `THREAD_OPS`: the operations are its methods."""
+
+    __slots__ = ()
+
+    getport = thread_getport
+    waitport = thread_waitport
+    replyport = thread_replyport
+
+    @types.coroutine
+    def domsg(self, msg: LwktMsg, flags: int = 0) -> Generator[Any, Any, int]:
+        """See `Port.domsg`; putting and waiting are written out in one."""
+        port = msg.reply_port
+        mflags = msg.flags
+        if mflags & NOT_WITH_TARGET != _DONE or port is None:
+            panic("lwkt_domsg: the message is not its owner's")
+        msg.flags = mflags & SENT | _SYNC
+        self.puts += 1
+        thread_putport(self, msg)
+        ktr = self.ktr
+        if ktr is not None and ktr.mask:
+            ktr.log(Port.ktr_put, self.name, EASYNC)
+        if mflags & MSGF.DROPABLE:
+            panic("lwkt_domsg: a dropable message")
+        td = _thread.curthread
+        if flags or port.td is not td or type(port) is not ThreadPort:
+            return (yield from port.ops.waitmsg(msg, flags).__await__())
+        while not msg.flags & _DONE:
+            port.flags |= MSGPORTF_WAITING
+            td.wmesg = "waitmsg"
+            # lwkt_deschedule_self and switch, written out as in thread_waitport.
+            cpu = td.cpu
+            tdflags = td.flags
+            if tdflags & _RUNQ:
+                queue = cpu.runq[td.pri]
+                if queue[0] is td:
+                    queue.popleft()
+                    if not queue:
+                        cpu.runmask ^= 1 << td.pri
+                    td.flags = tdflags & _NOT_RUNQ
+                else:
+                    cpu.runq_remove(td)
+            if td.critcount or tdflags & _CARE:
+                switch_care(td)
+            if td.toks:
+                cpu.relalltokens(td)
+            if td.coro:
+                yield SWITCH
+            else:
+                yield from cpu.task_switch(td)
+            if td.flags & _KILLED:
+                raise ThreadKilled
+            td.wmesg = ""
+            port.flags &= _NOT_WAITING
+        return msg.error

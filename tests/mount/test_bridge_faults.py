@@ -1,0 +1,205 @@
+"""Issue section 4: any exception in any handler becomes an errno; the mount lives. Panics end it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.mount.rig import Rig, eventually, rig
+
+pytestmark = pytest.mark.mount
+
+#: Puts a layer on the root file system whose operations raise what they are told to.
+LAYER = """
+from dfuser.libkern.errno import Panic
+class Broken:
+    def __init__(self, below):
+        self.below, self.fault = below, None
+    def __getattr__(self, name):
+        call = getattr(self.below, name)
+        def operation(*args, **kw):
+            if self.fault is not None and name not in ("vop_inactive", "vop_reclaim"):
+                fault, self.fault = self.fault, None
+                raise fault
+            return call(*args, **kw)
+        return operation
+cell = vfs.mounts.root.ops.vfs_root(vfs.mounts.root)
+k.broken = cell.ops.coherency = Broken(cell.ops.norm)
+cell.ops.relink()
+cell.rele()
+"""
+FAULTS = (
+    ("ValueError('injected')", errno.EIO),
+    ("KeyError('injected')", errno.EIO),
+    ("RecursionError('injected')", errno.EIO),
+    ("MemoryError('injected')", errno.ENOMEM),
+    ("OSError(28, 'injected')", errno.ENOSPC),
+    ("OSError('injected, without a number')", errno.EIO),
+    ("GeneratorExit('injected')", errno.EIO),
+    ("KeyboardInterrupt('injected')", errno.EIO),
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Rig]:
+    """One mount, whose root file system fails on command."""
+    with rig() as made:
+        made.inside(LAYER)
+        (made.path / "f").write_bytes(b"x" * 100)
+        (made.path / "d").mkdir()
+        (made.path / "l").symlink_to("f")
+        os.setxattr(made.path / "f", "user.a", b"1")
+        yield made
+        (made.path / "last").write_text("alive")
+        made.end()
+
+
+def operations(base: Path) -> dict[str, Callable[[], object]]:
+    """A system call for each handler that reaches the file system."""
+    fd = os.open(base / "f", os.O_RDWR)
+    dfd = os.open(base / "d", os.O_RDONLY)
+    direct = os.open(base / "f", os.O_RDWR | os.O_DIRECT)
+    page = mmap.mmap(-1, 4096)
+    return {
+        "lookup": lambda: os.stat(base / "absent"),
+        "mknod": lambda: os.mkfifo(base / "p"),
+        "mkdir": lambda: os.mkdir(base / "d2"),
+        "symlink": lambda: os.symlink("x", base / "s"),
+        "link": lambda: os.link(base / "f", base / "f2"),
+        "unlink": lambda: os.unlink(base / "f"),
+        "rmdir": lambda: os.rmdir(base / "d"),
+        "rename": lambda: os.rename(base / "f", base / "g"),
+        "readlink": lambda: os.readlink(base / "l"),
+        "setattr": lambda: os.truncate(base / "f", 50),
+        "open": lambda: os.close(os.open(base / "f", os.O_RDONLY)),
+        "create": lambda: os.close(os.open(base / "new", os.O_CREAT | os.O_WRONLY)),
+        "read": lambda: os.preadv(direct, [page], 0),
+        "write": lambda: os.pwrite(fd, b"y", 0),
+        "fsync": lambda: os.fsync(fd),
+        "opendir": lambda: os.close(os.open(base / "d", os.O_RDONLY | os.O_DIRECTORY)),
+        "readdir": lambda: os.listdir(dfd),
+        "fsyncdir": lambda: os.fsync(dfd),
+        "setxattr": lambda: os.setxattr(base / "f", "user.b", b"2"),
+        "getxattr": lambda: os.getxattr(base / "f", "user.a"),
+        "listxattr": lambda: os.listxattr(base / "f"),
+        "removexattr": lambda: os.removexattr(base / "f", "user.a"),
+    }
+
+
+@pytest.mark.parametrize(("fault", "number"), FAULTS)
+def test_any_exception_in_any_operation(world: Rig, fault: str, number: int) -> None:
+    """What if the file system raises something nobody expects, in each operation in turn?"""
+    for name, call in operations(world.path).items():
+        before = world.stat("s.context.failed")
+        world.inside(f"k.broken.fault = {fault}")
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
+            call()
+        assert caught.value.errno == number, name
+        assert world.stat("s.context.failed") == before + 1, name
+        assert world.stat("k.broken.fault") is None
+        text = world.stat("k.msgbuf.text()[-20000:]")
+        assert "injected" in text, "a report is in the log"
+        assert (world.path / "f").stat().st_size == 100, name
+        with contextlib.suppress(OSError):
+            assert not (world.path / "absent").exists()
+
+
+def test_an_exception_after_a_wait(world: Rig) -> None:
+    """What if a request waits first, and its operation raises when it is tried again?"""
+    world.inside("""
+from dfuser.lwkt.block import Block
+from dfuser.lwkt.synch import tsleep
+async def pause():
+    k.broken.fault = ValueError('after a wait')
+    return await tsleep(k, 0, 'pause', 3)
+k.broken.fault = Block(pause, 'pause')
+""")
+    with pytest.raises(OSError, match="Input/output"):
+        os.listdir(world.path / "d")
+    assert "after a wait" in world.stat("k.msgbuf.text()[-9000:]")
+    assert world.stat("len(s.context.parked_threads)") == 0
+
+
+def test_a_request_that_waits_and_succeeds(world: Rig) -> None:
+    """What if an operation must wait once: does it succeed when it is tried again?"""
+    world.inside("""
+from dfuser.lwkt.block import Block
+from dfuser.lwkt.synch import tsleep
+k.broken.fault = Block(lambda: tsleep(k, 0, 'pause', 3), 'pause')
+""")
+    parked = world.stat("s.context.parked")
+    (world.path / "after").mkdir()
+    assert (world.path / "after").is_dir()
+    assert world.stat("s.context.parked") == parked + 1
+
+
+def test_a_context_that_leaks_a_lock() -> None:
+    """What if an operation ends inside a critical section: a panic with a dump, and a clean end?"""
+    with rig() as made:
+        made.inside(LAYER)
+        made.inside("""
+from dfuser.lwkt import thread
+def leak(*args):
+    thread.curthread.critcount += 1
+    return ()
+k.broken.vop_listextattr = leak
+""")
+        (made.path / "f").touch()
+        with pytest.raises(OSError, match=r"\[Errno"):
+            os.listxattr(made.path / "f")
+        check_panic(made)
+
+
+def check_panic(made: Rig) -> None:
+    """The child has written a dump, taken its mount away, and ends with its own code."""
+    word = made.read()
+    assert word[0] == "panic"
+    assert made.child.wait(60) == 30, made.log.read_text()
+    text = Path(word[1]).read_text()
+    assert "== threads" in text
+    assert "== panic" in text
+    mounts = Path("/proc/self/mounts").read_text()
+    assert str(made.path) not in mounts
+    assert os.listdir(made.path) == []
+
+
+@pytest.mark.parametrize("waiters", [0, 3])
+def test_a_panic(waiters: int) -> None:
+    """What if an operation finds a broken invariant, with and without others waiting?"""
+    with rig() as made:
+        made.inside(LAYER)
+        (made.path / "f").write_text("x")
+        pids = []
+        for _ in range(waiters):
+            pid = os.fork()
+            if not pid:
+                with contextlib.suppress(BaseException):
+                    os.read(os.open(made.path / "dev" / "klog", os.O_RDONLY), 1 << 20)
+                os._exit(0)
+            pids.append(pid)
+        made.inside(INJECT_PANIC)
+        with pytest.raises(OSError, match=r"\[Errno"):
+            os.stat(made.path / "none")
+        check_panic(made)
+        for pid in pids:
+            os.waitpid(pid, 0)
+
+
+INJECT_PANIC = """
+from dfuser.libkern.errno import Panic
+k.broken.fault = Panic('injected')
+"""
+
+
+def test_every_handler_was_asked(world: Rig) -> None:
+    """What if a handler is missing from the list above: which operations were never served?"""
+    eventually(lambda: world.stat("s.context.counts['release']") > 0, "a release has come")
+    os.statvfs(world.path)
+    never = {name for name, count in world.stat("s.context.counts").items() if not count}
+    assert never <= {"access", "poll", "forget", "releasedir"}, never
