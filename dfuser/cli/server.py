@@ -95,7 +95,6 @@ class Server:
         self.log = log
         self.code: int = ExitCode.OK
         self.session: FuseSession
-        self.requests: dict[str, int] = {}
         self._on_ready = on_ready
         self._body = body
         self._scope = trio.CancelScope()
@@ -228,9 +227,12 @@ class Server:
     async def _serve_session(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
+        where = self.plan.mountpoint
+        self.kernel.log(f"mounted on {where}")
         with self._scope:
             await self.session.serve(task_status)
-        self.requests = dict(self.session.context.statistics().by_operation)
+        served = self.session.context.statistics().served
+        self.kernel.log(f"unmounted from {where} after {served} requests")
 
     @contextlib.contextmanager
     def _declared(self, *owners: object) -> Iterator[None]:

@@ -174,6 +174,8 @@ def _make_run_dir() -> Path:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionError(1, "the directory for control sockets is not yours", str(directory))
+    if found.st_mode & 0o022:
+        directory.chmod(0o700)
     return directory
 
 

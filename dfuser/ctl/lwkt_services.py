@@ -52,7 +52,7 @@ class PsService(Service):
         self.kinfo = kernel.world.kinfo
 
     @command
-    def list(self, cred: Ucred, limit: int = MAX_ROWS) -> list[dict[str, Any]]:
+    def cmd_list(self, cred: Ucred, limit: int = MAX_ROWS) -> list[dict[str, Any]]:
         """Every thread with its process, kernel threads first."""
         limit = need_int("limit", limit, 1, MAX_ROWS)
         rows: list[dict[str, Any]] = []
@@ -72,7 +72,7 @@ class PortsService(Service):
         super().__init__(kernel.lwkt, kernel.report, kernel.panicked)
 
     @command
-    def list(self, cred: Ucred, limit: int = MAX_ROWS) -> list[dict[str, Any]]:
+    def cmd_list(self, cred: Ucred, limit: int = MAX_ROWS) -> list[dict[str, Any]]:
         """The ports with their queues and counters."""
         limit = need_int("limit", limit, 1, MAX_ROWS)
         ports = list(ports_of(self.lwkt))[:limit]
@@ -89,7 +89,7 @@ class KtrService(Service):
         self.ktr = kernel.ktr
 
     @command
-    def masters(self, cred: Ucred) -> list[dict[str, Any]]:
+    def cmd_masters(self, cred: Ucred) -> list[dict[str, Any]]:
         """The masters: mask, points and how often each was noted."""
         return [
             {
@@ -104,7 +104,7 @@ class KtrService(Service):
         ]
 
     @command
-    def enable(self, cred: Ucred, master: str, mask: int = -1) -> int:
+    def cmd_enable(self, cred: Ucred, master: str, mask: int = -1) -> int:
         """Switch a master on (-1: all its points); gives the old mask."""
         found = self._master(master)
         old = found.mask
@@ -112,19 +112,19 @@ class KtrService(Service):
         return old
 
     @command
-    def disable(self, cred: Ucred, master: str) -> int:
+    def cmd_disable(self, cred: Ucred, master: str) -> int:
         """Switch a master off; gives the old mask."""
         found = self._master(master)
         old, found.mask = found.mask, 0
         return old
 
     @command
-    def dump(self, cred: Ucred, count: int = 1000) -> dict[str, Any]:
+    def cmd_dump(self, cred: Ucred, count: int = 1000) -> dict[str, Any]:
         """The newest entries of all CPUs in their order."""
         return self._answer(self.ktr.tail(need_int("count", count, 1, MAX_ROWS)))
 
     @command
-    def wait(self, cred: Ucred, since: int = -1, count: int = 1000) -> dict[str, Any]:
+    def cmd_wait(self, cred: Ucred, since: int = -1, count: int = 1000) -> dict[str, Any]:
         """Entries after the one numbered ``since``; waits until there is one."""
         since = need_int("since", since, -1, 1 << 62)
         count = need_int("count", count, 1, MAX_ROWS)
@@ -171,13 +171,13 @@ class LogService(Service):
         self.waiters = 0
 
     @command
-    def tail(self, cred: Ucred, lines: int = 1000) -> dict[str, Any]:
+    def cmd_tail(self, cred: Ucred, lines: int = 1000) -> dict[str, Any]:
         """The last lines, and the number to begin waiting from."""
         text = self.msgbuf.tail(need_int("lines", lines, 0, MAX_ROWS))
         return {"seq": self.msgbuf.seq, "lines": text}
 
     @command
-    def wait(self, cred: Ucred, since: int, limit: int = 1 << 16) -> dict[str, Any]:
+    def cmd_wait(self, cred: Ucred, since: int, limit: int = 1 << 16) -> dict[str, Any]:
         """The text after byte ``since`` of the log; waits until there is some."""
         since = need_int("since", since, 0, 1 << 62)
         chunk = self.msgbuf.read_since(since, need_int("limit", limit, 1, MAX_LOG))

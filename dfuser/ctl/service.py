@@ -46,11 +46,12 @@ if TYPE_CHECKING:
     from dfuser.lwkt.thread import Thread
 
 _MARK: Final = "__ctl_command__"
+_PREFIX: Final = "cmd_"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def command(fn: _F) -> _F:
-    """Mark a method as a command: ``def name(self, cred, **arguments) -> JSON value``."""
+    """Mark a method as a command: ``def cmd_name(self, cred, **arguments) -> JSON value``."""
     setattr(fn, _MARK, True)
     return fn
 
@@ -111,14 +112,14 @@ class Service:
         found = {}
         for name, method in inspect.getmembers(self, inspect.ismethod):
             if hasattr(method, _MARK):
-                found[name] = (method.__doc__ or "").partition("\n")[0]
+                found[name.removeprefix(_PREFIX)] = (method.__doc__ or "").partition("\n")[0]
         return found
 
     def _put(self, port: Port, msg: LwktMsg) -> int:
         """The port's putport: serve the message now, or have a thread finish it."""
         assert isinstance(msg, CtlMsg)
         self.served += 1
-        method = getattr(self, msg.command, None)
+        method = getattr(self, _PREFIX + msg.command, None)
         if method is None or not hasattr(method, _MARK):
             msg.result = {
                 "error": f"{self.name} has no command {msg.command!r}: it has "

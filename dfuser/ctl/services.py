@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 #: Most variables one `list` gives, and most bytes of a value or a command line.
 MAX_LIST: Final = 20_000
 MAX_TEXT: Final = 4096
-#: Threads that `threads` of the kernel port describes at most.
+#: How the flags of a variable are called.
 _FLAG_WORDS: Final = (
     (CtlFlag.RD, "read"),
     (CtlFlag.WR, "write"),
@@ -81,7 +81,7 @@ class KernelService(Service):
         self._extra = extra or dict
 
     @command
-    def info(self, cred: Ucred) -> dict[str, Any]:
+    def cmd_info(self, cred: Ucred) -> dict[str, Any]:
         """What runs: version, process, CPUs, memory, uptime, settings and their origins."""
         kernel = self.kernel
         settings = [
@@ -101,19 +101,19 @@ class KernelService(Service):
         }
 
     @command
-    def statistics_all(self, cred: Ucred) -> dict[str, Any]:
+    def cmd_statistics(self, cred: Ucred) -> dict[str, Any]:
         """The counters of every subsystem, as in /kern/stats."""
         stats: dict[str, Any] = dict(self.kernel.world.views.stats())
         stats.update(plain(self._extra()))
         return stats
 
     @command
-    def sync(self, cred: Ucred) -> None:
+    def cmd_sync(self, cred: Ucred) -> None:
         """Write everything dirty and return when that is done."""
         self.kernel.vfs.sync_all()
 
     @command
-    def stop(self, cred: Ucred, lazy: bool = False) -> None:
+    def cmd_stop(self, cred: Ucred, lazy: bool = False) -> None:
         """Sync, unmount from the host and end; EBUSY names who holds the mount.
 
         The reply comes when the host has unmounted. ``lazy`` unmounts although it is in use.
@@ -137,7 +137,7 @@ class SysctlService(Service):
         self.tree = kernel.sysctl
 
     @command
-    def get(self, cred: Ucred, name: str) -> dict[str, Any]:
+    def cmd_get(self, cred: Ucred, name: str) -> dict[str, Any]:
         """One variable: value, type, description."""
         oid = self.tree.find(need_str("name", name))
         if oid.is_node:
@@ -145,7 +145,7 @@ class SysctlService(Service):
         return _oid(oid)
 
     @command
-    def set(self, cred: Ucred, name: str, value: str | int) -> dict[str, Any]:
+    def cmd_set(self, cred: Ucred, name: str, value: str | int) -> dict[str, Any]:
         """Change a variable; gives its old and its new value as text."""
         oid = self.tree.find(need_str("name", name))
         if isinstance(value, bool) or not isinstance(value, str | int):
@@ -161,7 +161,7 @@ class SysctlService(Service):
         return {"name": oid.name, "old": old, "new": oid.get() if oid.flags & CtlFlag.RD else ""}
 
     @command
-    def list(self, cred: Ucred, prefix: str = "", values: bool = True) -> list[dict[str, Any]]:
+    def cmd_list(self, cred: Ucred, prefix: str = "", values: bool = True) -> list[dict[str, Any]]:
         """The variables below a name, with their values unless ``values`` is false."""
         oids = islice(self.tree.walk(need_str("prefix", prefix)), MAX_LIST)
         return [_oid(oid, value=bool(values)) for oid in oids]
@@ -193,7 +193,7 @@ class KernService(Service):
         self.views = kernel.world.views
 
     @command
-    def list(self, cred: Ucred) -> list[dict[str, Any]]:
+    def cmd_list(self, cred: Ucred) -> list[dict[str, Any]]:
         """The views: name, description, whether it takes commands."""
         return [
             {"name": view.name, "description": view.descr, "writable": view.obey is not None}
@@ -201,7 +201,7 @@ class KernService(Service):
         ]
 
     @command
-    def read(self, cred: Ucred, name: str) -> str:
+    def cmd_read(self, cred: Ucred, name: str) -> str:
         """The text of a view."""
         view = self.views.find(need_str("name", name))
         if view is None:
@@ -209,7 +209,7 @@ class KernService(Service):
         return self.views.render(view)
 
     @command
-    def write(self, cred: Ucred, name: str, text: str) -> str | None:
+    def cmd_write(self, cred: Ucred, name: str, text: str) -> str | None:
         """Give a view one command."""
         view = self.views.find(need_str("name", name))
         if view is None:
@@ -229,7 +229,7 @@ class DdbService(Service):
         self.ddb = kernel.ddb
 
     @command
-    def run(self, cred: Ucred, line: str) -> list[str]:
+    def cmd_run(self, cred: Ucred, line: str) -> list[str]:
         """Run one command line; gives the lines it prints."""
         if need_str("line", line).split() in (["help"], ["?"]):
             return [f"{entry.name:<24} {entry.help}" for entry in self.ddb.entries()]

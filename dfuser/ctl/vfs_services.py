@@ -51,12 +51,12 @@ class VfsService(Service):
     # --- mounts ----------------------------------------------------------------------------
 
     @command
-    def mounts(self, cred: Ucred) -> list[dict[str, Any]]:
+    def cmd_mounts(self, cred: Ucred) -> list[dict[str, Any]]:
         """What is mounted inside, oldest first."""
         return [plain(row) for row in self._views.mounts()]
 
     @command
-    def df(self, cred: Ucred) -> list[dict[str, Any]]:
+    def cmd_df(self, cred: Ucred) -> list[dict[str, Any]]:
         """The figures of statfs for every mount; block counts in units of ``bsize`` bytes."""
         return [
             {
@@ -69,7 +69,9 @@ class VfsService(Service):
         ]
 
     @command
-    def mount(self, cred: Ucred, fstype: str, on: str, source: str = "", options: str = "") -> None:
+    def cmd_mount(
+        self, cred: Ucred, fstype: str, on: str, source: str = "", options: str = ""
+    ) -> None:
         """Mount a file system inside, as ``mount`` written to /kern/ctl does."""
         words = ["mount", "-t", _word("fstype", fstype)]
         if options:
@@ -78,7 +80,7 @@ class VfsService(Service):
         self._commands.obey(shlex.join(words), cred)
 
     @command
-    def unmount(self, cred: Ucred, on: str, force: bool = False) -> None:
+    def cmd_unmount(self, cred: Ucred, on: str, force: bool = False) -> None:
         """Unmount a file system inside, as ``umount`` written to /kern/ctl does."""
         if not isinstance(force, bool):
             raise KError(EINVAL, "force must be true or false")
@@ -88,7 +90,7 @@ class VfsService(Service):
     # --- vnodes and names ------------------------------------------------------------------
 
     @command
-    def vnodes(self, cred: Ucred, limit: int = 1000, mount: int = 0) -> dict[str, Any]:
+    def cmd_vnodes(self, cred: Ucred, limit: int = 1000, mount: int = 0) -> dict[str, Any]:
         """Vnodes in memory, active ones first; of one mount when its index is given."""
         limit = need_int("limit", limit, 1, MAX_ROWS)
         mount = need_int("mount", mount, 0, 1 << 31)
@@ -101,12 +103,12 @@ class VfsService(Service):
         }
 
     @command
-    def ncache(self, cred: Ucred) -> dict[str, Any]:
+    def cmd_ncache(self, cred: Ucred) -> dict[str, Any]:
         """The figures of the namecache."""
         return dict(plain(self.vfs.cache.statistics()))
 
     @command
-    def nlookup(
+    def cmd_nlookup(
         self, cred: Ucred, path: str, uid: int | None = None, gid: int | None = None
     ) -> dict[str, Any]:
         """Walk a path and tell each step; as another user when ``uid`` or ``gid`` is given."""

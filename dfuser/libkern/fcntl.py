@@ -55,6 +55,8 @@ O_FAPPEND: Final = 0x0010_0000
 O_FOFFSET: Final = 0x0020_0000
 O_FSYNCWRITE: Final = 0x0040_0000
 O_FASYNCWRITE: Final = 0x0080_0000
+O_NOATIME: Final = 0x0100_0000
+"""Reads leave the access time alone. An addition: DragonFly has no such flag, Linux has."""
 O_DIRECTORY: Final = 0x0800_0000
 FREVOKED: Final = 0x1000_0000
 FAPPENDONLY: Final = 0x2000_0000
@@ -161,6 +163,7 @@ _FROM_LINUX: Final = MappingProxyType(
         os.O_DIRECT: O_DIRECT,
         os.O_CLOEXEC: O_CLOEXEC,
         os.O_DIRECTORY: O_DIRECTORY,
+        os.O_NOATIME: O_NOATIME,
     }
 )
 
@@ -184,7 +187,7 @@ def oflags(fflags: int) -> int:
 def oflags_from_linux(flags: int) -> int:
     """Translate the open flags of a host program.
 
-    Bits without a counterpart (O_LARGEFILE, O_NOATIME, O_PATH, O_TMPFILE's own bit) are
+    Bits without a counterpart (O_LARGEFILE, O_PATH, O_TMPFILE's own bit) are
     dropped: the host has acted on them before the request reaches us.
 
     Args:

@@ -62,27 +62,26 @@ class InterruptCpu(GlobalData):
 
         Does nothing for a thread that is runnable already, exiting, or between two CPUs.
         """
-        flags = td.flags
-        if flags & _NOT_SCHEDULABLE:
-            return
         pri = td.pri
-        queue = self.runq[pri]
-        if td.upri or self.upri_used:
-            self.runq_enqueue(td)
-        else:
-            # runq_enqueue, written out: every wake-up comes this way.
-            if queue:
-                if not self.lwkt.ticking:
-                    self.lwkt.start_tick()
-            else:
-                self.runmask |= 1 << pri
-            queue.append(td)
-            td.flags = flags | _RUNQ
-            self.stalled = False
-        if flags & _INTTHREAD:
-            if self.preempt(td):
+        if td.flags or td.upri or self.upri_used:
+            flags = td.flags
+            if flags & _NOT_SCHEDULABLE:
                 return
-            self.reqflags |= RQF.RESCHED
+            self.runq_enqueue(td)
+            if flags & _INTTHREAD:
+                if self.preempt(td):
+                    return
+                self.reqflags |= RQF.RESCHED
+        else:
+            # runq_enqueue, written out for a plain thread: every wake-up comes this way.
+            queue = self.runq[pri]
+            if not queue:
+                self.runmask |= 1 << pri
+            elif not self.lwkt.ticking:
+                self.lwkt.start_tick()
+            queue.append(td)
+            td.flags = _RUNQ
+            self.stalled = False
         cur = self.curthread
         if cur is None:
             if self.loop_parked:

@@ -25,7 +25,7 @@ from dfuser.libkern.errno import EASYNC, EINTR, ENOENT, KKASSERT, panic
 from dfuser.libkern.param import PCATCH, PINTERLOCKED
 
 from . import thread as _thread
-from .msgport import MSGF, MSGPORTF_WAITING, LwktMsg, Port, PortOps
+from .msgport import MSGF, LwktMsg, Port, PortOps
 from .msgthread import THREAD_OPS, ThreadPort, owner_of, take_reply, thread_dropmsg, thread_putport
 from .synch import tsleep, tsleep_interlock, wakeup, wakeup_mycpu, zsleep
 
@@ -55,8 +55,8 @@ def _push_only(port: Port, msg: LwktMsg) -> bool:
     KKASSERT(not msg.flags & (MSGF.DONE | MSGF.REPLY), "putport: the message is done")
     msg.target_port = port
     port.pushmsg(msg)
-    waiting = bool(port.flags & MSGPORTF_WAITING)
-    port.flags &= ~MSGPORTF_WAITING
+    waiting = port.waiting
+    port.waiting = False
     return waiting
 
 
@@ -84,8 +84,8 @@ def spin_replyport(port: Port, msg: LwktMsg) -> None:
             wakeup(msg)
     else:
         port.enqueue_reply(msg)
-        if port.flags & MSGPORTF_WAITING:
-            port.flags &= ~MSGPORTF_WAITING
+        if port.waiting:
+            port.waiting = False
             wakeup(port)
 
 
@@ -105,7 +105,7 @@ async def _sleep_on(port: Port, ident: Any, flags: int, wmesg: str) -> int:
 async def spin_waitport(port: Port, flags: int) -> LwktMsg | None:
     """Counterpart: lwkt_spin_waitport, lwkt_serialize_waitport."""
     while (msg := port.pollmsg()) is None:
-        port.flags |= MSGPORTF_WAITING
+        port.waiting = True
         if await _sleep_on(port, port, flags, "waitport"):
             return None
     return msg
@@ -121,7 +121,7 @@ async def spin_waitmsg(msg: LwktMsg, flags: int) -> int:
             msg.flags |= MSGF.WAITING
             ident: Any = msg
         else:
-            port.flags |= MSGPORTF_WAITING
+            port.waiting = True
             ident = port
         error = await _sleep_on(port, ident, 0 if aborted else flags & PCATCH, "waitmsg")
         if error:
@@ -246,8 +246,9 @@ def initport_thread(td: Thread, name: str = "", ops: PortOps = THREAD_OPS) -> Po
     ``ops`` may be a variant of THREAD_OPS with a ``putport`` of its own, which may serve messages
     at once or fall back to `thread_putport`.
     """
-    kind = ThreadPort if ops is THREAD_OPS else Port
-    return kind(ops, name or td.name, td=td)
+    if ops is THREAD_OPS:
+        return ThreadPort(name or td.name, td)
+    return Port(ops, name or td.name, td=td)
 
 
 def initport_spin(

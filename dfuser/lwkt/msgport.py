@@ -44,6 +44,7 @@ from dfuser.libkern.errno import EASYNC, KKASSERT, panic
 from dfuser.libkern.ktr import KtrInfo, KtrMaster
 from dfuser.libkern.sysctl import Sysctl
 
+from . import thread as _thread
 from .synch import running
 
 if TYPE_CHECKING:
@@ -85,14 +86,14 @@ MSG_CMD_VFS: Final = 0x00020000
 MSG_CMD_SYSCALL: Final = 0x00030000
 MSG_SUBCMD_MASK: Final = 0x0000FFFF
 
+_SYNC: Final = MSGF.SYNC
+_ANSWERED: Final = MSGF.SYNC | MSGF.DONE | MSGF.REPLY
+
 #: Flags that a message that is with its target has not; the owner's has DONE of them.
-NOT_WITH_TARGET: Final = MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT
+_NOT_WITH_TARGET: Final = MSGF.DONE | MSGF.QUEUED | MSGF.INTRANSIT
 
 #: What is left of a message's flags when it is sent.
-SENT: Final = ~(MSGF.REPLY | MSGF.DONE)
-
-#: The owner of the port sleeps on it. Counterpart: MSGPORTF_WAITING.
-MSGPORTF_WAITING: Final = 0x0001
+_SENT: Final = ~(MSGF.REPLY | MSGF.DONE)
 
 #: Ports a machine lists; more work, but are not listed.
 MAX_LISTED_PORTS: Final = 16384
@@ -152,7 +153,7 @@ class LwktMsg:
         All flags are cleared but SYNC, which stays as it was, and DONE, which is set.
         Counterpart: lwkt_reinitmsg (2004).
         """
-        if self.flags & NOT_WITH_TARGET != MSGF.DONE:
+        if self.flags & _NOT_WITH_TARGET != MSGF.DONE:
             panic("lwkt_reinitmsg: the message is not its owner's")
         self.flags = self.flags & MSGF.SYNC | MSGF.DONE
         self.reply_port = reply_port
@@ -160,16 +161,30 @@ class LwktMsg:
 
     def replymsg(self, error: int) -> None:
         """Return the message to its sender. Never suspends. Counterpart: lwkt_replymsg."""
-        if self.flags & NOT_WITH_TARGET:
-            panic("lwkt_replymsg: the message is not with its target")
-        self.error = error
         port = self.reply_port
         assert port is not None
+        td = port.receiver
+        if (
+            self.flags == _SYNC
+            and td is not None
+            and td.cpu is _thread.curthread.cpu
+            and not port.ktr.mask
+        ):
+            # thread_replyport, written out for the answer to a plain domsg of the same CPU.
+            self.flags = _ANSWERED
+            self.error = error
+            port.replies += 1
+            if port.waiting:
+                td.cpu.schedule_local(td)
+            return
+        if self.flags & _NOT_WITH_TARGET:
+            panic("lwkt_replymsg: the message is not with its target")
+        self.error = error
         port.replies += 1
         ktr = port.ktr
-        if ktr is not None and ktr.mask:
+        if ktr.mask:
             ktr.log(Port.ktr_reply, port.name, error)
-        port.replyport(self)
+        port.ops.replyport(port, self)
 
     def waitmsg(self, flags: int = 0) -> Awaitable[int]:
         """``await`` the reply of this very message, and take it off the reply port.
@@ -262,6 +277,19 @@ class PortStatistics:
     syncs: int
 
 
+class Untraced:
+    """Stands for the trace switch of a port that belongs to no machine: always off."""
+
+    __slots__ = ()
+    mask: Final = 0
+
+    def log(self, info: KtrInfo, *args: object) -> None:
+        """Nothing; nobody calls it, for ``mask`` is 0."""
+
+
+UNTRACED: Final = Untraced()
+
+
 class Port:
     """A message port. Made by the ``initport_*`` functions of `msgkinds`.
 
@@ -275,7 +303,6 @@ class Port:
         "cpuid",
         "data",
         "drops",
-        "flags",
         "gets",
         "ktr",
         "msgq",
@@ -283,11 +310,13 @@ class Port:
         "name",
         "ops",
         "puts",
+        "receiver",
         "remote",
         "replies",
         "syncs",
         "td",
         "transit",
+        "waiting",
     )
 
     ktr_put = KtrInfo("msgport", "put", "%s error %d")
@@ -307,7 +336,10 @@ class Port:
         self.td = td
         self.data = data
         self.cpuid = -1
-        self.flags = 0
+        #: Somebody sleeps on the port. Counterpart: MSGPORTF_WAITING.
+        self.waiting = False
+        #: The owner, if all operations are those of `msgthread.ThreadPort`.
+        self.receiver: Thread | None = None
         self.msgq: deque[LwktMsg] = deque()
         self.msgq_prio: deque[LwktMsg] | None = None
         #: Messages on their way, (message, is a reply), by source CPU.
@@ -318,7 +350,7 @@ class Port:
         self.drops = 0
         self.remote = 0
         self.syncs = 0
-        self.ktr: KtrMaster | None = None
+        self.ktr: KtrMaster | Untraced = UNTRACED
         if td is not None:
             lwkt = td.cpu.lwkt
         elif lwkt is None and (cur := running()) is not None and cur.tid >= 0:
@@ -344,7 +376,7 @@ class Port:
         if error != EASYNC:
             self.syncs += 1
         ktr = self.ktr
-        if ktr is not None and ktr.mask:
+        if ktr.mask:
             ktr.log(self.ktr_put, self.name, error)
         return error
 
@@ -358,7 +390,7 @@ class Port:
 
     def sendmsg_prepare(self, msg: LwktMsg) -> None:
         """The first half of `sendmsg`: mark the message as sent. Counterpart: same name."""
-        if msg.flags & NOT_WITH_TARGET != MSGF.DONE or msg.reply_port is None:
+        if msg.flags & _NOT_WITH_TARGET != MSGF.DONE or msg.reply_port is None:
             panic("lwkt_sendmsg: the message is not its owner's")
         msg.flags &= ~(MSGF.REPLY | MSGF.SYNC | MSGF.DONE)
 
@@ -389,13 +421,13 @@ class Port:
         """
         mflags = msg.flags
         port = msg.reply_port
-        if mflags & NOT_WITH_TARGET != MSGF.DONE or port is None:
+        if mflags & _NOT_WITH_TARGET != MSGF.DONE or port is None:
             panic("lwkt_domsg: the message is not its owner's")
-        msg.flags = mflags & SENT | MSGF.SYNC
+        msg.flags = mflags & _SENT | MSGF.SYNC
         self.puts += 1
         error = self.ops.putport(self, msg)
         ktr = self.ktr
-        if ktr is not None and ktr.mask:
+        if ktr.mask:
             ktr.log(self.ktr_put, self.name, error)
         if error == EASYNC:
             if mflags & MSGF.DROPABLE:
@@ -429,10 +461,6 @@ class Port:
     def waitport(self, flags: int = 0) -> Awaitable[LwktMsg | None]:
         """``await`` the next message and take it; None only when a signal came (PCATCH)."""
         return self.ops.waitport(self, flags)
-
-    def replyport(self, msg: LwktMsg) -> None:
-        """An answer arrives at this reply port; for `LwktMsg.replymsg`."""
-        self.ops.replyport(self, msg)
 
     def peek(self) -> LwktMsg | None:
         """The message `getport` would take; it stays."""
@@ -478,7 +506,7 @@ class Port:
         msg.flags &= ~MSGF.QUEUED
         self.gets += 1
         ktr = self.ktr
-        if ktr is not None and ktr.mask:
+        if ktr.mask:
             ktr.log(self.ktr_get, self.name)
         return msg
 
@@ -500,7 +528,7 @@ class Port:
             queued=len(self.msgq),
             queued_prio=len(self.msgq_prio or ()),
             intransit=sum(map(len, self.transit.values())),
-            waiting=bool(self.flags & MSGPORTF_WAITING),
+            waiting=self.waiting,
             puts=self.puts,
             gets=self.gets,
             replies=self.replies,

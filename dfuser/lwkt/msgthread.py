@@ -12,7 +12,7 @@ reply port, a message of the priority class.
 Counterpart: the thread backend of sys/kern/lwkt_msgport.c (lwkt_thread_putport and relatives).
 Differs from DragonFly: see `msgport`.
 Token and lock order: takes none.
-Invariants: the port's queues are touched on its owner's CPU only; MSGPORTF_WAITING is set exactly
+Invariants: the port's queues are touched on its owner's CPU only; ``waiting`` is set exactly
 while the owner sleeps on the port, or has been woken and has not run yet.
 """
 
@@ -26,21 +26,21 @@ from dfuser.libkern.errno import EASYNC, EINTR, ENOENT, KKASSERT, panic
 from dfuser.libkern.param import PCATCH
 
 from . import thread as _thread
-from .msgport import MSGF, MSGPORTF_WAITING, NOT_WITH_TARGET, SENT, LwktMsg, Port, PortOps
+from .msgport import MSGF, LwktMsg, Port, PortOps
 from .synch import lwkt_sleep
-from .thread import SWITCH, TDF, Thread, ThreadKilled, switch_care
+from .thread import SWITCH, TDF, Thread, ThreadKilled, lwkt_deschedule_self, switch
 
 _RETURNED: Final = MSGF.DONE | MSGF.REPLY
 _SPECIAL: Final = MSGF.PRIORITY | MSGF.RECEIPT
 _DONE: Final = MSGF.DONE
 _QUEUED: Final = MSGF.QUEUED
-_SYNC: Final = MSGF.SYNC
 _NOT_QUEUED: Final = ~MSGF.QUEUED
-_NOT_WAITING: Final = ~MSGPORTF_WAITING
+_SYNC: Final = MSGF.SYNC
+#: All flags of a message without options that domsg has queued, and that has come back.
+_SENT_SYNC: Final = MSGF.SYNC | MSGF.QUEUED
+_ANSWERED: Final = MSGF.SYNC | MSGF.DONE | MSGF.REPLY
 _RUNQ: Final = TDF.RUNQ
-_NOT_RUNQ: Final = ~TDF.RUNQ
 _KILLED: Final = TDF.KILLED
-_CARE: Final = TDF.BORROWED | TDF.THROTTLED
 
 
 # --- arriving ------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def _arrive(port: Port, src: int) -> None:
         msg.flags &= ~MSGF.INTRANSIT
         port.remote += 1
         _deliver(port, msg, reply)
-    if port.flags & MSGPORTF_WAITING:
+    if port.waiting:
         td.cpu.lwkt.schedule(td)
 
 
@@ -108,7 +108,7 @@ def thread_putport(port: Port, msg: LwktMsg) -> int:
         else:
             msg.flags = flags | _QUEUED
             port.msgq.append(msg)
-        if port.flags & MSGPORTF_WAITING:
+        if port.waiting:
             cpu.schedule_local(td)
     else:
         _transfer(port, msg, False)
@@ -125,7 +125,7 @@ def thread_replyport(port: Port, msg: LwktMsg) -> None:
             msg.flags |= _RETURNED
         else:
             port.enqueue_reply(msg)
-        if port.flags & MSGPORTF_WAITING:
+        if port.waiting:
             cpu.schedule_local(td)
     else:
         msg.flags |= MSGF.REPLY
@@ -147,38 +147,33 @@ def thread_waitport(port: Port, flags: int = 0) -> Generator[Any, Any, LwktMsg |
     if flags & PCATCH:
         return (yield from _waitport_catch(port, flags).__await__())
     while not port.msgq and not port.msgq_prio:
-        port.flags |= MSGPORTF_WAITING
+        port.waiting = True
         td.wmesg = "waitport"
-        # lwkt_deschedule_self and switch, written out.
-        cpu = td.cpu
-        tdflags = td.flags
-        if tdflags & _RUNQ:
+        if td.flags == _RUNQ and td.coro and not td.toks and not td.critcount:
+            # lwkt_deschedule_self and switch, written out for a plain coroutine thread.
+            cpu = td.cpu
             queue = cpu.runq[td.pri]
-            if queue[0] is td:
-                queue.popleft()
-                if not queue:
-                    cpu.runmask ^= 1 << td.pri
-                td.flags = tdflags & _NOT_RUNQ
-            else:
-                cpu.runq_remove(td)
-        if td.critcount or tdflags & _CARE:
-            switch_care(td)
-        if td.toks:
-            cpu.relalltokens(td)
-        if td.coro:
+            head = queue.popleft()
+            if head is not td:  # the tick has rotated the queue
+                queue.appendleft(head)
+                queue.remove(td)
+            elif not queue:
+                cpu.runmask ^= 1 << td.pri
+            td.flags = 0
             yield SWITCH
+            if td.flags != _RUNQ and td.flags & _KILLED:
+                raise ThreadKilled
         else:
-            yield from cpu.task_switch(td)
-        if td.flags & _KILLED:
-            raise ThreadKilled
+            lwkt_deschedule_self()
+            yield from switch()
         td.wmesg = ""
-        port.flags &= _NOT_WAITING
+        port.waiting = False
     # pollmsg, written out.
     msg = port.msgq_prio.popleft() if port.msgq_prio else port.msgq.popleft()
     msg.flags &= _NOT_QUEUED
     port.gets += 1
     ktr = port.ktr
-    if ktr is not None and ktr.mask:
+    if ktr.mask:
         ktr.log(Port.ktr_get, port.name)
     return msg
 
@@ -186,9 +181,9 @@ def thread_waitport(port: Port, flags: int = 0) -> Generator[Any, Any, LwktMsg |
 async def _waitport_catch(port: Port, flags: int) -> LwktMsg | None:
     """`thread_waitport` with PCATCH: None when a signal came and no message."""
     while (msg := port.pollmsg()) is None:
-        port.flags |= MSGPORTF_WAITING
+        port.waiting = True
         error = await lwkt_sleep("waitport", flags)
-        port.flags &= ~MSGPORTF_WAITING
+        port.waiting = False
         if error and not (port.msgq or port.msgq_prio):
             return None
     return msg
@@ -202,9 +197,9 @@ async def thread_waitmsg(msg: LwktMsg, flags: int) -> int:
         panic("lwkt_waitmsg: not the reply port's owner")
     aborted = 0
     while not msg.flags & MSGF.DONE:
-        port.flags |= MSGPORTF_WAITING
+        port.waiting = True
         error = await lwkt_sleep("waitabt" if aborted else "waitmsg", 0 if aborted else flags)
-        port.flags &= ~MSGPORTF_WAITING
+        port.waiting = False
         if error:
             aborted = error
             msg.abortmsg()
@@ -251,53 +246,55 @@ class ThreadPort(Port):
 
     __slots__ = ()
 
+    def __init__(self, name: str, td: Thread) -> None:
+        super().__init__(THREAD_OPS, name, td=td)
+        self.receiver = td
+
     getport = thread_getport
     waitport = thread_waitport
-    replyport = thread_replyport
 
     @types.coroutine
     def domsg(self, msg: LwktMsg, flags: int = 0) -> Generator[Any, Any, int]:
-        """See `Port.domsg`; putting and waiting are written out in one."""
-        port = msg.reply_port
-        mflags = msg.flags
-        if mflags & NOT_WITH_TARGET != _DONE or port is None:
-            panic("lwkt_domsg: the message is not its owner's")
-        msg.flags = mflags & SENT | _SYNC
-        self.puts += 1
-        thread_putport(self, msg)
-        ktr = self.ktr
-        if ktr is not None and ktr.mask:
-            ktr.log(Port.ktr_put, self.name, EASYNC)
-        if mflags & MSGF.DROPABLE:
-            panic("lwkt_domsg: a dropable message")
+        """See `Port.domsg`; putting, waking, sleeping and switching are written out in one."""
         td = _thread.curthread
-        if flags or port.td is not td or type(port) is not ThreadPort:
-            return (yield from port.ops.waitmsg(msg, flags).__await__())
-        while not msg.flags & _DONE:
-            port.flags |= MSGPORTF_WAITING
+        cpu = td.cpu
+        port = msg.reply_port
+        owner = self.receiver
+        mflags = msg.flags
+        if (
+            (mflags != _ANSWERED and mflags != _DONE)
+            or flags
+            or port is None
+            or port.receiver is not td
+            or owner.cpu is not cpu
+            or self.ktr.mask
+        ):
+            return (yield from Port.domsg(self, msg, flags).__await__())
+        msg.flags = _SENT_SYNC
+        msg.target_port = self
+        self.puts += 1
+        self.msgq.append(msg)
+        if self.waiting:
+            cpu.schedule_local(owner)
+        while msg.flags != _ANSWERED and not msg.flags & _DONE:
+            port.waiting = True
             td.wmesg = "waitmsg"
-            # lwkt_deschedule_self and switch, written out as in thread_waitport.
-            cpu = td.cpu
-            tdflags = td.flags
-            if tdflags & _RUNQ:
+            if td.flags == _RUNQ and td.coro and not td.toks and not td.critcount:
+                # The same as in thread_waitport.
                 queue = cpu.runq[td.pri]
-                if queue[0] is td:
-                    queue.popleft()
-                    if not queue:
-                        cpu.runmask ^= 1 << td.pri
-                    td.flags = tdflags & _NOT_RUNQ
-                else:
-                    cpu.runq_remove(td)
-            if td.critcount or tdflags & _CARE:
-                switch_care(td)
-            if td.toks:
-                cpu.relalltokens(td)
-            if td.coro:
+                head = queue.popleft()
+                if head is not td:
+                    queue.appendleft(head)
+                    queue.remove(td)
+                elif not queue:
+                    cpu.runmask ^= 1 << td.pri
+                td.flags = 0
                 yield SWITCH
+                if td.flags != _RUNQ and td.flags & _KILLED:
+                    raise ThreadKilled
             else:
-                yield from cpu.task_switch(td)
-            if td.flags & _KILLED:
-                raise ThreadKilled
+                lwkt_deschedule_self()
+                yield from switch()
             td.wmesg = ""
-            port.flags &= _NOT_WAITING
+            port.waiting = False
         return msg.error

@@ -128,3 +128,5 @@ class IO:
     NDELAY: Final = 0x0010
     DIRECT: Final = 0x0100
     ASYNC: Final = 0x0400
+    NOATIME: Final = 0x0800
+    """The read leaves the access time alone (O_NOATIME). Not in DragonFly."""

@@ -410,6 +410,44 @@ def test_soak_reports_and_exits_by_its_verdict(shell: Shell) -> None:
     shell.nothing_left()
 
 
+@pytest.mark.parametrize("how", ["ctrl-c", "umount"])
+def test_following_the_log_ends_quietly(shell: Shell, how: str) -> None:
+    # What if one watches the log, something is logged, and then one stops or it is unmounted?
+    shell.ok("mount", "-d", "tmpfs", shell.mnt)
+    watch = shell.start("dmesg", "-w", "-n", "1")
+    assert watch.stdout is not None
+    assert watch.stdout.readline().startswith("mounted on ")
+    (shell.mnt / "dev" / "console").write_text("hello console\n")
+    assert "hello console" in watch.stdout.readline()
+    if how == "ctrl-c":
+        watch.send_signal(signal.SIGINT)
+        out, err = watch.communicate(timeout=LONG)
+        assert (watch.returncode, out, err.strip()) == (130, "", "")
+    shell.ok("umount", shell.mnt)
+    if how == "umount":
+        _, err = watch.communicate(timeout=LONG)
+        assert watch.returncode == 14
+        assert "may have been unmounted" in err
+        assert err.count("\n") == 1
+    shell.nothing_left()
+
+
+def test_following_the_trace_shows_what_happens(shell: Shell) -> None:
+    # What if tracing is on and followed while files are looked up?
+    shell.ok("mount", "-d", "tmpfs", shell.mnt)
+    shell.ok("ktr", "-e", "namecache")
+    watch = shell.start("ktr", "--follow")
+    assert watch.stdout is not None
+    for number in range(3):
+        assert not (shell.mnt / f"nothing{number}").exists()
+        line = watch.stdout.readline()
+        assert "namecache_resolve" in line
+        assert f"nothing{number}" in line
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(LONG) == 130
+    shell.ok("umount", shell.mnt)
+
+
 PANIC = """
 import sys
 from dfuser.cli.logs import ServerLog

@@ -39,7 +39,7 @@ from typing import Final, NamedTuple
 from dfuser.hw.mmu.fault import TRANSLATION_LEVEL_SHIFT
 from dfuser.hw.mmu.pte import LEVEL_SHIFT, PG_FRAME, X86_PG_G
 from dfuser.hw.mmu.walk import Walker
-from dfuser.libkern.sysctl_decl import INT, RW, UQUAD, Sysctl
+from dfuser.libkern.sysctl import INT, RW, UQUAD, Sysctl
 
 TLB_ENTRIES: Final = 1536
 """Translations that a CPU keeps by default: the second-level TLB of a common processor."""
@@ -257,11 +257,11 @@ class Tlb:
     def _miss(self, va: int, access: int, refused: bool) -> int:
         """Walk, and keep what was found."""
         self.misses += 1
-        if refused:
-            self.refused += 1
+        result = self._walker.walk(va, access)
+        if refused or result < 0:
+            self.refused += refused
             self._drop(va, self._context)
             self._drop_global(va)
-        result = self._walker.walk(va, access)
         if result < 0:
             self.faults += 1
             return result

@@ -47,7 +47,6 @@ class Why(enum.StrEnum):
     ICPS_TOOSHORT = "icps_tooshort"
     ICPS_CHECKSUM = "icps_checksum"
     ICPS_BADLEN = "icps_badlen"
-    ICPS_BADCODE = "icps_badcode"
 
     UDPS_HDROPS = "udps_hdrops"
     UDPS_BADLEN = "udps_badlen"

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from dfuser.net.wire.base import Buffer, Why, WireError, illegal, need_len
+from dfuser.net.wire.base import Buffer, Why, WireError, illegal
 
 IPOPT_EOL: Final = 0
 IPOPT_NOP: Final = 1
@@ -207,7 +207,8 @@ def emit_options(options: Iterable[IpOption]) -> bytes:
     for option in options:
         body = option.data()
         if isinstance(option, IpOptNop):
-            need_len("type", bytes((option.type == IPOPT_NOP,)).strip(b"\0"), 1)
+            if option.type != IPOPT_NOP:
+                raise illegal(f"{option}")
             raw.append(IPOPT_NOP)
             continue
         if not 0 <= option.type <= 255 or len(body) > MAX_IPOPTLEN:

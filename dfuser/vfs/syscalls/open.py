@@ -35,6 +35,7 @@ from dfuser.libkern.fcntl import (
     O_DIRECTORY,
     O_EXCL,
     O_FSYNC,
+    O_NOATIME,
     O_TRUNC,
     SEEK_CUR,
     SEEK_DATA,
@@ -188,9 +189,10 @@ def kern_read(file: File, offset: int | None, size: int) -> Buffer:
     vp = file.vp
     if vp.type is VType.VDIR:
         raise KError(EISDIR)
+    ioflag = IO.NOATIME if file.flags & O_NOATIME else 0
     if offset is not None:
-        return vp.ops.use.vop_read(vp, offset, size, 0, file.cred, file.fdata)
-    data = vp.ops.use.vop_read(vp, file.offset, size, 0, file.cred, file.fdata)
+        return vp.ops.use.vop_read(vp, offset, size, ioflag, file.cred, file.fdata)
+    data = vp.ops.use.vop_read(vp, file.offset, size, ioflag, file.cred, file.fdata)
     file.offset += len(data)
     return data
 

@@ -92,7 +92,7 @@ class FileOps(AttrOps):
         if offset < 0 or size < 0:
             raise KError(EINVAL)
         tm = self.tm
-        if size and not tm.mp.flag & _NO_ATIME:
+        if size and not ioflag & IO.NOATIME and not tm.mp.flag & _NO_ATIME:
             now = tm.now()
             if node.atime_is_stale(now):
                 node.atime = now

@@ -143,6 +143,14 @@ def test_a_socket_path_that_is_too_long_says_so(
         register("/mnt", 1.0)
 
 
+def test_a_directory_that_others_may_write_is_closed(own_run_dir: Path) -> None:
+    # What if the directory was there before, open to everybody?
+    own_run_dir.mkdir()
+    own_run_dir.chmod(0o777)
+    unregister(register("/mnt", 1.0))
+    assert own_run_dir.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_directory_of_somebody_else_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,27 +37,27 @@ class EchoService(Service):
         super().__init__(lwkt, lambda where, _text: self.reports.append(where), self.panics.append)
 
     @command
-    def say(self, cred: Ucred, value: Any = None, times: int = 1) -> Any:
+    def cmd_say(self, cred: Ucred, value: Any = None, times: int = 1) -> Any:
         """Give the value back."""
         return value * times if times != 1 else value
 
     @command
-    def fail(self, cred: Ucred) -> None:
+    def cmd_fail(self, cred: Ucred) -> None:
         """Fail as commands do."""
         raise KError(EBUSY, "taken")
 
     @command
-    def bug(self, cred: Ucred) -> None:
+    def cmd_bug(self, cred: Ucred) -> None:
         """Fail as commands must not."""
         raise ZeroDivisionError("a bug")
 
     @command
-    def unsendable(self, cred: Ucred) -> object:
+    def cmd_unsendable(self, cred: Ucred) -> object:
         """Give what JSON cannot carry."""
         return {1, 2}
 
     @command
-    def wait(self, cred: Ucred) -> str:
+    def cmd_wait(self, cred: Ucred) -> str:
         """Wait until the door is open."""
         if not self.open:
             raise Block(self._wait, "door")

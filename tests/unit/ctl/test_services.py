@@ -93,7 +93,7 @@ def test_kernel(world: World) -> None:
     assert info["memory_bytes"] == 16 << 20
     assert {"name": "seed", "value": "1", "origin": "default"} in info["settings"]
     assert world.do("kernel", "sync") is None
-    assert "lwkt" in world.do("kernel", "statistics_all")
+    assert "lwkt" in world.do("kernel", "statistics")
     assert world.fails("kernel", "stop")[0] == EOPNOTSUPP
     assert world.fails("kernel", "stop", lazy="yes")[0] == EINVAL
 
