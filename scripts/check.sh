@@ -19,4 +19,5 @@ check "ruff format" .venv/bin/ruff format --check .
 check mypy .venv/bin/mypy
 check imports .venv/bin/lint-imports
 check codespell .venv/bin/codespell .
+check "docs/map.md" $PY scripts/map.py --check
 [ ${#failed[@]} -eq 0 ] || { printf 'checks failed: %s\n' "${failed[*]}"; exit 1; }

@@ -31,9 +31,9 @@ class ConfigError(ValueError):
 
 def parse_size(text: str | int) -> int:
     """Bytes for "64M", "2g", 4096; raises ValueError for anything else."""
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         return text
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"{text!r} is not a size (a number with k, m or g)")
     return int(match[1]) * _UNITS[match[2].lower()]
@@ -192,6 +192,18 @@ def _convert(name: str, value: Any, source: str) -> Any:
         raise ConfigError(f"{source}: {name}: {error}") from None
 
 
+def _whole(value: Any) -> int:
+    """A whole number, as TOML or text has it; a truth value or a fraction is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    raise ValueError(f"not a whole number: {value!r}")
+
+
 def _names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [item for item in re.split(r"[,\s]+", value) if item]
@@ -201,7 +213,20 @@ def _names(value: Any) -> tuple[str, ...]:
 def _world(value: Any) -> tuple[MountSpec, ...]:
     if not isinstance(value, list | tuple):
         raise TypeError("world is a list of [[world]] tables")
-    return tuple(item if isinstance(item, MountSpec) else MountSpec(**item) for item in value)
+    return tuple(item if isinstance(item, MountSpec) else _mount_spec(item) for item in value)
+
+
+def _mount_spec(table: Any) -> MountSpec:
+    """One ``[[world]]`` table of a file."""
+    if not isinstance(table, Mapping):
+        raise TypeError("world is a list of [[world]] tables")
+    known = [field.name for field in attrs.fields(MountSpec)]
+    strange = sorted(table.keys() - set(known))
+    if strange:
+        raise ValueError(f"a mount has {', '.join(known)}, not {strange[0]!r}")
+    if not {"fstype", "on"} <= table.keys():
+        raise ValueError("a mount needs fstype and on")
+    return MountSpec(**{name: str(value) for name, value in table.items()})
 
 
 def _table(value: Any) -> dict[str, str]:
@@ -212,11 +237,11 @@ def _table(value: Any) -> dict[str, str]:
 
 _CONVERTERS: Final[Mapping[str, Callable[[Any], Any]]] = MappingProxyType(
     {
-        "ncpu": int,
+        "ncpu": _whole,
         "memory": parse_size,
         "hostname": str,
-        "seed": int,
-        "maxvnodes": int,
+        "seed": _whole,
+        "maxvnodes": _whole,
         "ktr": _names,
         "world": _world,
         "sysctl": _table,

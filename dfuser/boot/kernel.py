@@ -77,6 +77,7 @@ class Kernel:
         self.panic_dump: Path | None = None
         self.panic_reason = ""
         self.failures = 0
+        self._made_at = self.host.clock.monotonic_ns()
         self._stop_requested: trio.Event | None = None
         self._on_panic: list[Callable[[], None]] = []
         self._make()
@@ -207,6 +208,9 @@ class Kernel:
         """Take the kernel down from any state; leaves nothing. Idempotent."""
         if self.state == STOPPED:
             return
+        if self.lwkt.panicked is not None:
+            td = self.lwkt.panic_thread
+            self.panic(f"thread {td.name}" if td else "the machine", self.lwkt.panicked)
         crashed = self.state == PANICKED
         self.state = STOPPED
         self.lwkt.shutdown_nowait()
@@ -272,5 +276,5 @@ class Kernel:
     # --- views -----------------------------------------------------------------------------
 
     def uptime(self) -> float:
-        """Seconds since the clock of this kernel started."""
-        return self.host.clock.monotonic_ns() / 1e9
+        """Seconds since this kernel was made."""
+        return (self.host.clock.monotonic_ns() - self._made_at) / 1e9

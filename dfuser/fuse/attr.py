@@ -4,8 +4,8 @@ Packing an ``EntryAttributes`` costs more than finding a file, so the packed rec
 kept in ``Vnode.attr_cache`` until a file system says that something changed (`Vnode.attr_changed`).
 Records are bounded: the oldest are dropped when more than the limit are packed.
 
-Device nodes of a synthetic file system are shown as regular files: the host would otherwise open its
-own device instead of asking us. Their true type and number are in the extended attributes
+Device nodes of a synthetic file system are shown as regular files: the host would otherwise open
+its own device instead of asking us. Their true type and number are in the extended attributes
 ``user.dfuser.type`` and ``user.dfuser.rdev``.
 """
 
@@ -115,11 +115,11 @@ def pack(mount: Mount, nodeid: int, va: Vattr) -> pyfuse3.EntryAttributes:
     return entry
 
 
-def negative(mount: Mount) -> pyfuse3.EntryAttributes:
-    """The answer "no such name", which the host may remember as long as the mount's class allows."""
+def negative(*, volatile: bool) -> pyfuse3.EntryAttributes:
+    """The answer "no such name"; of a volatile mount the host must not remember it."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
-    entry.entry_timeout = 0.0 if mount.coherence == VOLATILE else LONG_TIMEOUT
+    entry.entry_timeout = 0.0 if volatile else LONG_TIMEOUT
     entry.attr_timeout = 0.0
     return entry
 

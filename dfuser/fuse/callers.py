@@ -1,9 +1,9 @@
 """What the host's ``/proc`` tells of the processes whose requests wait here.
 
-FUSE names the thread that asks, and for operations on an open file pyfuse3 does not pass even that
-on: a read may come from any thread of the process that opened the file, or from any process that
-inherited or was sent the descriptor. Whoever it is holds the file open, so ``/proc/PID/fdinfo`` shows
-it with our inode number. Nothing here touches the mount itself.
+FUSE names the thread that asks, and for operations on an open file pyfuse3 does not pass even
+that on: a read may come from any thread of the process that opened the file, or from any process
+that inherited or was sent the descriptor. Whoever it is holds the file open, so
+``/proc/PID/fdinfo`` shows it with our inode number. Nothing here touches the mount itself.
 
 Counterpart: none; a kernel knows its callers.
 Invariants: every function answers for what it can see and never raises for a process that is gone.
@@ -23,7 +23,7 @@ GONE: Final = -1
 def proc_is_ours() -> bool:
     """Whether ``/proc`` shows the pid namespace this process lives in.
 
-    In a new pid namespace with the old ``/proc`` the numbers FUSE gives us mean somebody else there.
+    In a new pid namespace with the old ``/proc`` the numbers FUSE gives us mean others there.
     """
     try:
         return os.readlink("/proc/self") == str(os.getpid())

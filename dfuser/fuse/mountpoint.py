@@ -8,6 +8,7 @@ Counterpart: none; libfuse's fusermount3 does the mounting itself.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -49,7 +50,7 @@ def mounts() -> list[MountInfo]:
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         left, _, right = line.partition(" - ")
         fields = left.split(" ")
-        fstype, source = (right.split(" ") + [""])[:2]
+        fstype, source = [*right.split(" "), ""][:2]
         path = fields[4]
         for escape, char in _ESCAPES:
             path = path.replace(escape, char)
@@ -65,12 +66,12 @@ def mounted_at(path: str) -> MountInfo | None:
 
 
 def is_stale(path: str) -> bool:
-    """Whether ``path`` is a FUSE mount whose server is gone ("Transport endpoint is not connected")."""
+    """Whether ``path`` is a FUSE mount whose server is gone (ENOTCONN for everybody)."""
     info = mounted_at(path)
     if info is None or not info.fstype.startswith("fuse"):
         return False
     try:
-        os.stat(path)
+        os.statvfs(path)  # stat may be answered from the host's cache
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
@@ -112,7 +113,9 @@ def check(path: str, *, nonempty: bool = False) -> None:
         raise MountError("mountpoint", f"{path} is not a directory")
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise MountError("permission", f"{path} is not yours to mount on: you may not write it")
-    if not nonempty and any(os.scandir(path)):
+    with os.scandir(path) as entries:
+        empty = not any(entries)
+    if not nonempty and not empty:
         raise MountError(
             "mountpoint", f"{path} is not empty: empty it, or mount over it with '-o nonempty'"
         )
@@ -208,24 +211,22 @@ def holders(path: str) -> list[tuple[int, str]]:
     """
     prefix = os.path.abspath(path)
     found = []
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
             continue
-        if _holds(entry.path, prefix):
+        if _holds(f"/proc/{name}", prefix):
             try:
-                command = Path(entry.path, "comm").read_text().strip()
+                command = Path("/proc", name, "comm").read_text().strip()
             except OSError:
                 continue
-            found.append((int(entry.name), command))
+            found.append((int(name), command))
     return found
 
 
 def _holds(proc: str, prefix: str) -> bool:
     links = [f"{proc}/cwd", f"{proc}/root", f"{proc}/exe"]
-    try:
-        links.extend(entry.path for entry in os.scandir(f"{proc}/fd"))
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), os.scandir(f"{proc}/fd") as entries:
+        links.extend(entry.path for entry in entries)
     for link in links:
         try:
             target = os.readlink(link)

@@ -4,19 +4,19 @@ A nodeid is a file handle, not a pinned vnode. It names a mount and an inode of 
 vnode behind it may be reclaimed and comes back through ``vfs_vget`` when the host asks again. The
 host may therefore remember millions of files while vnodes stay within ``kern.maxvnodes``.
 
-The number is ``(mount index - 1) << 48 | inode`` and the root directory of the first mount is 1, as
-FUSE demands. Mount indices and inode numbers are never reused, so nodeids are not either, and two
-files never share one. pyfuse3 reports the nodeid as ``st_ino``: programs that find hard links by
-(st_dev, st_ino) are right about every mount behind the connection. An inode number that does not fit
-below the mount index is given a number from a table of its own.
+The number is ``(mount index - 1) << 48 | inode`` and the root directory of the first mount is 1,
+as FUSE demands. Mount indices and inode numbers are never reused, so nodeids are not either, and
+two files never share one. pyfuse3 reports the nodeid as ``st_ino``: programs that find hard links
+by (st_dev, st_ino) are right about every mount behind the connection. An inode number that does
+not fit below the mount index is given a number from a table of its own.
 
 There is one exception to "not pinned": a file whose last name is removed while the host holds its
-number. No handle could bring it back, and the host may still open it (it had found the name before).
-Its vnode is referenced until the host forgets the number.
+number. No handle could bring it back, and the host may still open it (it had found the name
+before). Its vnode is referenced until the host forgets the number.
 
 Counterpart: nfs file handles (struct fid, sys/mount.h); nothing in DragonFly's FUSE client.
-Invariants: a `Node` stands in the table exactly while the host holds lookups on it, except the root,
-which always does; a node's ``vp`` is None or alive.
+Invariants: a `Node` stands in the table exactly while the host holds lookups on it, except the
+root, which always does; a node's ``vp`` is None or alive.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TABLE_BASE: Final = 0x7FFF << INO_BITS
 class Node:
     """What the host knows by one nodeid."""
 
-    __slots__ = ("ino", "mount", "next", "nlookup", "nodeid", "pinned", "vp")
+    __slots__ = ("ino", "mount", "next", "nlookup", "nodeid", "pinned", "plain", "vp")
 
     def __init__(self, nodeid: int, mount: Mount, ino: int) -> None:
         self.nodeid = nodeid
@@ -56,6 +56,8 @@ class Node:
         #: The vnode while it lives; unreferenced (unless ``pinned``), cleared at its reclaim.
         self.vp: Vnode | None = None
         self.pinned = False
+        #: Known to have no ``security.capability``.
+        self.plain = False
         #: Another node on the same vnode (seen through another mount).
         self.next: Node | None = None
 
@@ -80,7 +82,7 @@ class NodeTable:
     )
 
     def __init__(self, mount_by_index: Callable[[int], Mount | None]) -> None:
-        """``mount_by_index`` finds a live mount by its index, for file handles of forgotten files."""
+        """``mount_by_index`` finds a live mount by its index."""
         self.by_id: dict[int, Node] = {}
         self._mount_by_index = mount_by_index
         self.created = 0

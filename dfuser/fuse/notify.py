@@ -4,12 +4,13 @@ The host caches names, attributes and pages of our files for as long as we allow
 from the host has already updated its caches; every other change (a process inside, a verb of the
 command line, the same file seen through a second mount) is sent here as an invalidation.
 
-Invalidations are written by an OS thread of their own, after the change and while nothing is held:
-the host's kernel may take a directory lock that a request we are serving holds, so that writing from
-the kernel's thread would deadlock. pyfuse3 releases the GIL during the call.
+Invalidations are written by an OS thread of their own, after the change and while nothing is
+held: the host's kernel may take a directory lock that a request we are serving holds, so that
+writing from the kernel's thread would deadlock. pyfuse3 releases the GIL during the call.
 
 The queue merges equal messages and is bounded by ``vfs.fuse.notify_limit``. When it is full the
-messages are dropped together and every node the host holds is invalidated instead: slow, never wrong.
+messages are dropped together and every node the host holds is invalidated instead: slow, never
+wrong.
 
 Counterpart: none.
 Token/lock order: the queue's condition variable is a leaf; nothing is called while it is held.
@@ -19,10 +20,13 @@ is never named.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import trio
 
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.vfs.vnode import V
@@ -43,6 +47,8 @@ _ATTR: Final = 1
 _DATA: Final = 2
 #: Longest that `Notifier.stop` waits for a message the host is slow to take.
 STOP_SECONDS: Final = 5
+#: Longest that a command waits until the host has heard what it changed.
+SETTLE_SECONDS: Final = 0.1
 
 
 class NotifyStatistics(NamedTuple):
@@ -99,6 +105,8 @@ class Notifier:
         self._queue: dict[tuple[int, bytes | None], int] = {}
         self._cond = threading.Condition()
         self._stopping = False
+        self._writing = False
+        self._settling: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
         self._thread: threading.Thread | None = None
 
     # --- HostCache -------------------------------------------------------------------------
@@ -116,8 +124,12 @@ class Notifier:
 
     def attr_changed(self, vp: Vnode) -> None:
         """Attributes changed; a file may have lost its last name."""
-        if vp.handle is None:
+        node = vp.handle
+        if node is None:
             return
+        while node is not None:
+            node.plain = False
+            node = node.next
         if vp.flag & V.FINALIZE and not vp.ops.use.vop_getattr(vp).nlink:
             self.nodes.pin(vp)
         self._changed(vp, _ATTR)
@@ -175,6 +187,32 @@ class Notifier:
         ncp = ncps[0] if isinstance(ncps, list) else ncps
         return tuple(ncp.children or ())
 
+    @property
+    def busy(self) -> bool:
+        """Whether something has not been written yet."""
+        return bool(self._queue) or self._writing
+
+    async def settle(self) -> None:
+        """Wait until the host knows what is queued, at most `SETTLE_SECONDS`.
+
+        Bounded, because a message may wait in the host for a lock that a request holds which waits
+        here.
+        """
+        with self._cond:
+            if self._thread is None or not self.busy:
+                return
+            settled = trio.Event()
+            self._settling.append((trio.lowlevel.current_trio_token(), settled))
+        with trio.move_on_after(SETTLE_SECONDS):
+            await settled.wait()
+
+    def _has_settled(self) -> None:
+        """Tell those who wait in `settle`. Called with the condition held, from the thread."""
+        for token, settled in self._settling:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(settled.set)
+        self._settling.clear()
+
     # --- the thread ------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -192,11 +230,15 @@ class Notifier:
             self._thread.join(timeout=STOP_SECONDS)
 
     def _run(self) -> None:
-        """Write batch after batch. A message that is made again meanwhile goes into the next one."""
+        """Write batch after batch; a message made again meanwhile goes into the next one."""
         while True:
             with self._cond:
+                self._writing = False
+                if not self._queue:
+                    self._has_settled()
                 while not self._queue and not self._stopping:
                     self._cond.wait()
+                self._writing = True
                 batch, self._queue = self._queue, {}
             for key, what in batch.items():
                 if self._stopping:

@@ -18,6 +18,7 @@ Invariants: every reply that names a file counts one lookup on its node, and not
 from __future__ import annotations
 
 import contextlib
+import errno as host_errno
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,7 @@ from dfuser.libkern.acl import XATTR_ACCESS
 from dfuser.libkern.errno import (
     EBADF,
     EEXIST,
+    ENOATTR,
     ENOENT,
     ESTALE,
     KError,
@@ -47,7 +49,7 @@ from .attr import VOLATILE, negative, pack, statvfs
 from .request import Caller, OpenFile, fh_request, request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from dfuser.vfs.file import File
     from dfuser.vfs.mount import Mount
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
 #: Entries asked of a file system at a time; about what fits one readdirplus reply.
 READDIR_BATCH: Final = 32
 _USER: Final = b"user."
+#: Asked by the host before every write, to clear it.
+CAPABILITY: Final = b"security.capability"
 #: Rebuilding the path of a directory is the kernel's own business.
 ROOT_CRED: Final = Ucred.root()
 #: Who forgets: the host's kernel, for no process in particular.
@@ -83,6 +87,7 @@ class Operations(pyfuse3.Operations):
         attrs: AttrCache,
         polls: PollTable,
         *,
+        settle: Callable[[], Awaitable[None]],
         writeback: bool = False,
     ) -> None:
         super().__init__()
@@ -91,8 +96,11 @@ class Operations(pyfuse3.Operations):
         self.nodes = nodes
         self.attrs = attrs
         self.polls = polls
+        self.settle = settle
         self.enable_writeback_cache = writeback
         self.files: dict[int, OpenFile] = {}
+        #: The answer "no such name", remembered by the host for long or not at all.
+        self._negative = (negative(volatile=False), negative(volatile=True))
         self._next_fh = 0
 
     # --- helpers ---------------------------------------------------------------------------
@@ -149,7 +157,7 @@ class Operations(pyfuse3.Operations):
         node, dnch = self._dir(parent_inode)
         nch = kern.kern_lookup(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid))
         if nch is None:
-            return negative(node.mount)
+            return self._negative[node.mount.coherence == VOLATILE]
         return self._entry_of(nch)
 
     def _lookup_dots(self, nodeid: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
@@ -348,8 +356,20 @@ class Operations(pyfuse3.Operations):
         """Read; the answer may be any buffer."""
         return kern.kern_read(opened.file, off, size)
 
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write.
+
+        A command (a write to a file of the kernel's own) is answered when the host knows what it
+        changed, so that the next command sees it.
+        """
+        count = await self._write(fh, off, buf)
+        opened = self.files.get(fh)
+        if opened is not None and opened.node.mount.coherence == VOLATILE:
+            await self.settle()
+        return count
+
     @fh_request
-    def write(self, opened: OpenFile, off: int, buf: bytes) -> int:
+    def _write(self, opened: OpenFile, off: int, buf: bytes) -> int:
         """Write at ``off``. The host has worked out the offset of an appending write already.
 
         A write to a file of the kernel's own (/kern/ctl, a sysctl) may change any other file, which
@@ -506,13 +526,29 @@ class Operations(pyfuse3.Operations):
             cred = self.context.cred(ctx.uid, ctx.gid)
         kern.kern_setxattr(self.vfs, nch, space, key, value, 0, cred, chk=False)
 
-    @request
-    def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        """The value of an attribute."""
-        _, _, nch = self._nch(inode)
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        """The value of an attribute.
+
+        The host asks for ``security.capability`` before every write. That a file has none is
+        remembered in its node until an attribute of it changes.
+        """
+        if name == CAPABILITY:
+            node = self.nodes.by_id.get(inode)
+            if node is not None and node.plain:
+                self.context.counts["getxattr"] += 1
+                raise pyfuse3.FUSEError(host_errno.ENODATA)
+        return await self.context.run("getxattr", ctx, 0, self._getxattr, inode, name, ctx)
+
+    def _getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        node, _, nch = self._nch(inode)
         space, key = self._xattr(name)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
+        try:
+            return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
+        except KError as error:
+            if name == CAPABILITY and error.errno == ENOATTR:
+                node.plain = True
+            raise
 
     @request
     def listxattr(self, inode: int, ctx: Any) -> list[bytes]:

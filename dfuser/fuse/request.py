@@ -345,7 +345,7 @@ def fh_request(
     core: Callable[Concatenate[S, OpenFile, P], R],
 ) -> Callable[Concatenate[S, int, P], Coroutine[Any, Any, R]]:
     """Make a handler out of ``core(self, open_file, *args)``, called with the file's number."""
-    op = core.__name__
+    op = core.__name__.removeprefix("_")
 
     @functools.wraps(core)
     async def handler(self: Any, fh: int, *args: Any) -> R:

@@ -1,8 +1,8 @@
 """One mounted kernel: from fusermount3 to the last request and back.
 
 `FuseSession` puts the parts of the bridge together, mounts, serves, and unmounts. A session ends
-when the host unmounts (``fusermount3 -u``, ``umount``, `FuseSession.unmount`), whoever asked for it;
-what is dirty is written and every open file closed before the kernel goes on to stop.
+when the host unmounts (``fusermount3 -u``, ``umount``, `FuseSession.unmount`), whoever asked for
+it; what is dirty is written and every open file closed before the kernel goes on to stop.
 
 pyfuse3 keeps one session a process. Many kernels can run in one process, one of them mounted.
 
@@ -123,6 +123,7 @@ class FuseSession:
             self.nodes,
             self.attrs,
             self.polls,
+            settle=self.notifier.settle,
             writeback=options.writeback,
         )
         #: Set when the host has unmounted us.

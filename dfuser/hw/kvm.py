@@ -107,13 +107,17 @@ FIRMWARE_PAGES: Final = 4
 """Frames for the tables (GDT, TSS), the IDT, the stubs and the stack, in this order."""
 PORT_USER: Final = 0x80
 """First port that code under test may use; below are exception vectors."""
+PORT_INT: Final = 0xE0
 PORT_SYSCALL: Final = 0xF0
 VECTORS: Final = 32
 VECTOR_GP: Final = 13
 VECTOR_PF: Final = 14
+VECTOR_INT: Final = 0x80
+"""The one gate for programs, where a kernel may have its old system call; exits at PORT_INT."""
 ERROR_CODE_VECTORS: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 STUB_SIZE: Final = 16
 SYSCALL_STUB: Final = VECTORS * STUB_SIZE
+INT_STUB: Final = SYSCALL_STUB + STUB_SIZE
 GDT: Final = (
     0,
     0x00AF_9B00_0000_FFFF,  # 0x08: 64-bit code, ring 0
@@ -183,9 +187,7 @@ class KvmVcpu:
     __slots__ = ("_cpu", "_fds", "_frame", "_host", "_memory", "_pin", "_run", "_segments",
                  "_stack", "at", "maxphyaddr", "page1gb")  # fmt: skip
 
-    def __init__(
-        self, physmem: PhysMem, firmware: int, at: int, device: str = KVM_DEVICE
-    ) -> None:
+    def __init__(self, physmem: PhysMem, firmware: int, at: int, device: str = KVM_DEVICE) -> None:
         self._fds: list[int] = []
         self._pin = physmem.buf[:]
         self._memory = physmem
@@ -252,23 +254,29 @@ class KvmVcpu:
         low = TSS_LIMIT | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56
         write(base, struct.pack("<8Q", *GDT, low, tss >> 32))
         write(base + TSS_OFFSET, struct.pack("<IQ90xH", 0, self._stack, TSS_SIZE) + IO_MAP)
+        stubs = base + 2 * PAGE_SIZE
         for vector in range(VECTORS):
             skip = b"\x48\x83\xc4\x08" if vector in ERROR_CODE_VECTORS else b""
-            stub = at + 2 * PAGE_SIZE + STUB_SIZE * vector
-            write(base + 2 * PAGE_SIZE + STUB_SIZE * vector, b"\xe6%c%b\x48\xcf" % (vector, skip))
+            write(stubs + STUB_SIZE * vector, b"\xe6%c%b\x48\xcf" % (vector, skip))
             # Breakpoints and INTO may come from CPL 3; everything else is the CPU's own.
-            kind = 0xEE if vector in (3, 4) else 0x8E
-            gate = struct.pack(
-                "<HHBBHII", stub & 0xFFFF, SEL_KCODE, 0, kind, stub >> 16 & 0xFFFF, stub >> 32, 0
-            )
-            write(base + PAGE_SIZE + 16 * vector, gate)
-        write(base + 2 * PAGE_SIZE + SYSCALL_STUB, b"\xe6%c\x48\x0f\x07" % PORT_SYSCALL)
+            self._gate(base, vector, STUB_SIZE * vector, 3 if vector in (3, 4) else 0)
+        write(stubs + SYSCALL_STUB, b"\xe6%c\x48\x0f\x07" % PORT_SYSCALL)
+        write(stubs + INT_STUB, b"\xe6%c\x48\xcf" % PORT_INT)
+        self._gate(base, VECTOR_INT, INT_STUB, 3)
         task = SEGMENT.pack(tss, TSS_LIMIT, SEL_TSS, 11, 1, 0, 0, 0, 0, 0, 0, 0, 0)
         self._segments = []
         for code, data, dpl in ((SEL_KCODE, SEL_KDATA, 0), (SEL_UCODE, SEL_UDATA, 3)):
             flat = _segment(data, 3, dpl)
             none = SEGMENT.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
             self._segments.append(_segment(code, 11, dpl, code=True) + flat * 5 + task + none)
+
+    def _gate(self, base: int, vector: int, stub: int, dpl: int) -> None:
+        """Write an interrupt gate that leads to a stub, for CPL up to ``dpl``."""
+        to = self.at + 2 * PAGE_SIZE + stub
+        gate = struct.pack(
+            "<HHBBHII", to & 0xFFFF, SEL_KCODE, 0, 0x8E | dpl << 5, to >> 16 & 0xFFFF, to >> 32, 0
+        )
+        self._memory.write(base + PAGE_SIZE + 16 * vector, gate)
 
     @property
     def syscall_entry(self) -> int:
@@ -293,7 +301,7 @@ class KvmVcpu:
         sregs = bytearray(312)
         fcntl.ioctl(self._cpu, KVM_GET_SREGS, sregs)
         gdt = struct.pack("<QH6x", self.at, 8 * (len(GDT) + 2) - 1)
-        idt = struct.pack("<QH6x", self.at + PAGE_SIZE, 16 * VECTORS - 1)
+        idt = struct.pack("<QH6x", self.at + PAGE_SIZE, PAGE_SIZE - 1)
         segments = self._segments[1 if cpl else 0]
         SREGS.pack_into(sregs, 0, segments, gdt, idt, cr0, 0, cr3, cr4, 0, efer)
         fcntl.ioctl(self._cpu, KVM_SET_SREGS, bytes(sregs))
@@ -425,7 +433,7 @@ class _Trial:
                 (self.LOAD, b"\x48\x8b\x07\xe6\x80"),  # mov rax, [rdi]; out 0x80, al
                 (self.STORE, b"\x88\x07\xe6\x80"),  # mov [rdi], al; out 0x80, al
                 (self.SYSCALL, b"\x0f\x05\xe6\x80"),  # syscall; out 0x80, al
-                (self.INT, b"\xcd\x04\xe6\x80"),  # int 4; out 0x80, al
+                (self.INT, b"\xcd\x80\xe6\x80"),  # int 0x80; out 0x80, al
             ):
                 physmem.write((self.CODE << PAGE_SHIFT) + at, code)
             self.vcpu = KvmVcpu(physmem, 0, self.KERNEL, device)
@@ -526,7 +534,7 @@ def selftest(device: str = KVM_DEVICE) -> KvmReport:
                 stale_ptes=stale,
                 reset_helps=reset_helps,
                 syscall_stays_user=trial.syscall_stays_user(),
-                software_interrupts=trial.run(trial.INT).port == 4,
+                software_interrupts=trial.run(trial.INT).port == PORT_INT,
             )
         finally:
             trial.close()

@@ -169,7 +169,9 @@ class LwktCore:
         if not 0 <= pri <= TDPRI.MAX:
             panic(f"lwkt_create: priority {pri} of {name} is not between 0 and {TDPRI.MAX}")
         self.created += 1
-        td = Thread(cpu, self.created, name, pri, flags | (TDF.KILLED if self.stopping else 0))
+        td = Thread(cpu, self.created, name, pri, flags)
+        if self.stopping:
+            td.kill()
         self.threads[td.tid] = td
         if self.ktr_ctxsw.mask:
             self.ktr_ctxsw.log_cpu(cpu.cpuid, self.ktr_newtd, name)
@@ -184,6 +186,7 @@ class LwktCore:
         if self.threads.pop(td.tid, None) is None:
             return
         self.exited += 1
+        td.cpu.switches_gone += td.switches
         if self.stopping and not self.threads:
             self.all_gone()
 
@@ -210,6 +213,12 @@ class LwktCore:
         On the own CPU it runs at once, in a critical section. See `ipiq.Ipiqs.post`.
         """
         self.ipiqs.post(self.mycpu(), target, apply_args, func, args)
+
+    def set_cpu(self, td: Thread, cpu: Cpu) -> None:
+        """``td`` belongs to another CPU from now on; its switches stay with those that made them."""
+        td.cpu.switches_gone += td.switches
+        cpu.switches_gone -= td.switches
+        td.cpu = cpu
 
     def setpri(self, td: Thread, pri: int) -> None:
         """Change a thread's priority; it does not switch. A runnable thread must be on this CPU.

@@ -38,6 +38,8 @@ class RQF:
     INTPEND: Final = 0x0002
     TIMER: Final = 0x0004
     RESCHED: Final = 0x0100
+    #: The CPU is stopped, as ``stopped`` says in full: so that one test tells that all is well.
+    STOPPED: Final = 0x0200
     #: What `splz` has to do something about.
     PENDING: Final = RQF_PENDING
 
@@ -65,6 +67,7 @@ class GlobalData:
     """The data of one logical CPU. Counterpart: struct globaldata (sys/globaldata.h)."""
 
     __slots__ = (
+        "_stopped",
         "borrowed",
         "callwheel",
         "cpuid",
@@ -96,8 +99,7 @@ class GlobalData:
         "self_switches",
         "slice_start",
         "stalled",
-        "stopped",
-        "switches",
+        "switches_gone",
         "tick_start",
         "token_stalls",
         "upri_used",
@@ -122,7 +124,7 @@ class GlobalData:
         self.frozen: Thread | None = None
         #: The last election passed over threads whose tokens are held elsewhere.
         self.stalled = False
-        self.stopped = 0
+        self._stopped = 0
         self.intpend: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self.intr_nesting = 0
         #: IPIs: which CPUs have sent, whether the bell was rung already, depth of processing.
@@ -143,7 +145,8 @@ class GlobalData:
         self.slice_start = -1
         self.last_look = -1
         self.tick_start = 0
-        self.switches = 0
+        #: Switches to threads that have exited or migrated, less those immigrants brought along.
+        self.switches_gone = 0
         self.interrupts = 0
         self.kicks = 0
         self.preempt_hit = 0
@@ -152,6 +155,22 @@ class GlobalData:
         self.token_stalls = 0
         #: The context of interrupts that arrive while nothing is elected.
         self.idle = Thread(cast("Cpu", self), -1 - cpuid, f"idle_{cpuid}", TDPRI.IDLE_THREAD)
+
+    @property
+    def stopped(self) -> int:
+        """Why the CPU is stopped, a mask of STOP; 0: it runs. Counterpart: stopped_cpus."""
+        return self._stopped
+
+    @stopped.setter
+    def stopped(self, reasons: int) -> None:
+        self._stopped = reasons
+        self.reqflags = self.reqflags | RQF.STOPPED if reasons else self.reqflags & ~RQF.STOPPED
+
+    @property
+    def switches(self) -> int:
+        """Elections made here since boot. Each thread counts its own; preemptions are none."""
+        here = sum(td.switches for td in self.lwkt.threads.values() if td.cpu is self)
+        return here + self.switches_gone - self.preempt_hit
 
     def __repr__(self) -> str:
         return f"<Cpu {self.cpuid}>"

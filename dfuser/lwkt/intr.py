@@ -63,7 +63,7 @@ class InterruptCpu(GlobalData):
         Does nothing for a thread that is runnable already, exiting, or between two CPUs.
         """
         pri = td.pri
-        if td.flags or td.upri or self.upri_used:
+        if td.flags or self.upri_used:
             flags = td.flags
             if flags & _NOT_SCHEDULABLE:
                 return
@@ -186,8 +186,7 @@ class InterruptCpu(GlobalData):
         if td.toks:
             lwkt_relalltokens(td)
             td.toks.clear()
-        td.body = None
-        td.func = None
+        td.bury()
         ktr = self.lwkt.ktr_ctxsw
         if ktr.mask:
             ktr.log_cpu(self.cpuid, self.ktr_dead, td.name)
@@ -317,7 +316,7 @@ class InterruptCpu(GlobalData):
         must not suspend; to wait it becomes an ordinary thread (`Lwkt.adopt`). Panics unless
         `lendable`; a caller that meets such a CPU takes another one or adopts at once.
         """
-        if self.stopped or (self.curthread is not None and self.curthread.critcount):
+        if self.reqflags & RQF.STOPPED or (self.curthread and self.curthread.critcount):
             KKASSERT(self.lendable, "borrow: the CPU is stopped or spins in a critical section")
         td = self.borrowed.pop() if self.borrowed else self.lwkt.new_borrowed(cast("Cpu", self))
         td.lwp = lwp

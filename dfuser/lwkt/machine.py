@@ -34,7 +34,7 @@ from dfuser.libkern.sysctl import INT, LONG, QUAD, RD, RW, Sysctl
 from . import thread as _thread
 from .core import LwktCore
 from .globaldata import SLICE_NS
-from .sched import Cpu, Outcome
+from .sched import Cpu, Outcome, park_trap
 from .synch import abort_sleep
 from .thread import TDF, TDPRI, Thread, ThreadKilled
 
@@ -116,10 +116,9 @@ class Lwkt(LwktCore):
     def set_driver(self, td: Thread, driver: str | None) -> None:
         """Choose how a new thread is driven; without a nursery only "coro" is possible."""
         nursery = self._nursery
-        td.coro = nursery is None or (driver or self.default_driver) == "coro"
-        if not td.coro:
-            assert nursery is not None
-            td.abort = functools.partial(self._task_cancelled, td)
+        if nursery is not None and (driver or self.default_driver) != "coro":
+            td.use_task()
+            td.trap = park_trap(functools.partial(self._task_cancelled, td))
             nursery.start_soon(self._task_main, td, name=f"lwkt:{td.name}")
 
     async def _task_main(self, td: Thread) -> None:
@@ -178,10 +177,10 @@ class Lwkt(LwktCore):
         """
         clean = False
         td = self.new_thread(self.cpus[cpu], name, pri, TDF.ADOPTED)
-        td.coro = False
+        td.use_task()
         td.lwp = lwp
         td.task = trio.lowlevel.current_task()
-        td.abort = functools.partial(self._task_cancelled, td)
+        td.trap = park_trap(functools.partial(self._task_cancelled, td))
         if lwp is not None:
             lwp.thread = td
         self.schedule(td)
@@ -285,7 +284,7 @@ class Lwkt(LwktCore):
                 continue
             if td.flags & TDF.KILLED:
                 td.flags &= ~TDF.MIGRATING  # given away and never acquired
-            td.flags |= TDF.KILLED
+            td.kill()
             self.ipiqs.forget(td)
             td.cpu.schedule_local(td)
 

@@ -60,7 +60,7 @@ async def lwkt_migratecpu(cpuid: int) -> None:
 def _setcpu_remote(td: Thread, rgd: Cpu) -> None:
     """On the new CPU: the thread belongs to us now. Counterpart: lwkt_setcpu_remote."""
     if td.flags & TDF.MIGRATING:
-        td.cpu = rgd
+        rgd.lwkt.set_cpu(td, rgd)
         td.flags &= ~TDF.MIGRATING
         rgd.schedule_local(td)
 
@@ -88,7 +88,7 @@ async def lwkt_acquire(td: Thread) -> None:
     while td.cpu is not cpu and (td.running or td.flags & TDF.PREEMPT_LOCK):
         cpu.poll_ipiq()
         await cpu_pause()
-    td.cpu = cpu
+    cpu.lwkt.set_cpu(td, cpu)
     td.flags &= ~TDF.MIGRATING
 
 

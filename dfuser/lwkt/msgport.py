@@ -46,6 +46,7 @@ from dfuser.libkern.sysctl import Sysctl
 
 from . import thread as _thread
 from .synch import running
+from .thread import TDF
 
 if TYPE_CHECKING:
     from .machine import Lwkt
@@ -86,6 +87,7 @@ MSG_CMD_VFS: Final = 0x00020000
 MSG_CMD_SYSCALL: Final = 0x00030000
 MSG_SUBCMD_MASK: Final = 0x0000FFFF
 
+_RUNQ: Final = TDF.RUNQ
 _SYNC: Final = MSGF.SYNC
 _ANSWERED: Final = MSGF.SYNC | MSGF.DONE | MSGF.REPLY
 
@@ -164,10 +166,11 @@ class LwktMsg:
         port = self.reply_port
         assert port is not None
         td = port.receiver
+        cur = _thread.curthread
         if (
             self.flags == _SYNC
             and td is not None
-            and td.cpu is _thread.curthread.cpu
+            and td.cpu is cur.cpu
             and not port.ktr.mask
         ):
             # thread_replyport, written out for the answer to a plain domsg of the same CPU.
@@ -175,7 +178,19 @@ class LwktMsg:
             self.error = error
             port.replies += 1
             if port.waiting:
-                td.cpu.schedule_local(td)
+                cpu = td.cpu
+                if (
+                    not td.flags
+                    and cur.flags == _RUNQ
+                    and cur.pri == td.pri
+                    and cpu.lwkt.ticking
+                    and not cpu.upri_used
+                ):
+                    # schedule_local, written out for two plain threads of one priority.
+                    cpu.runq[td.pri].append(td)
+                    td.flags = _RUNQ
+                else:
+                    cpu.schedule_local(td)
             return
         if self.flags & _NOT_WITH_TARGET:
             panic("lwkt_replymsg: the message is not with its target")

@@ -28,7 +28,7 @@ from dfuser.libkern.param import PCATCH
 from . import thread as _thread
 from .msgport import MSGF, LwktMsg, Port, PortOps
 from .synch import lwkt_sleep
-from .thread import SWITCH, TDF, Thread, ThreadKilled, lwkt_deschedule_self, switch
+from .thread import SWITCH, TDF, Thread, lwkt_deschedule_self, switch
 
 _RETURNED: Final = MSGF.DONE | MSGF.REPLY
 _SPECIAL: Final = MSGF.PRIORITY | MSGF.RECEIPT
@@ -40,7 +40,6 @@ _SYNC: Final = MSGF.SYNC
 _SENT_SYNC: Final = MSGF.SYNC | MSGF.QUEUED
 _ANSWERED: Final = MSGF.SYNC | MSGF.DONE | MSGF.REPLY
 _RUNQ: Final = TDF.RUNQ
-_KILLED: Final = TDF.KILLED
 
 
 # --- arriving ------------------------------------------------------------------------------
@@ -144,12 +143,12 @@ def thread_waitport(port: Port, flags: int = 0) -> Generator[Any, Any, LwktMsg |
     td = _thread.curthread
     if port.td is not td:
         panic("lwkt_waitport: not the port's owner")
-    if flags & PCATCH:
+    if flags and flags & PCATCH:
         return (yield from _waitport_catch(port, flags).__await__())
     while not port.msgq and not port.msgq_prio:
         port.waiting = True
         td.wmesg = "waitport"
-        if td.flags == _RUNQ and td.coro and not td.toks and not td.critcount:
+        if td.flags == _RUNQ and not td.toks and not td.critcount:
             # lwkt_deschedule_self and switch, written out for a plain coroutine thread.
             cpu = td.cpu
             queue = cpu.runq[td.pri]
@@ -161,8 +160,6 @@ def thread_waitport(port: Port, flags: int = 0) -> Generator[Any, Any, LwktMsg |
                 cpu.runmask ^= 1 << td.pri
             td.flags = 0
             yield SWITCH
-            if td.flags != _RUNQ and td.flags & _KILLED:
-                raise ThreadKilled
         else:
             lwkt_deschedule_self()
             yield from switch()
@@ -172,9 +169,8 @@ def thread_waitport(port: Port, flags: int = 0) -> Generator[Any, Any, LwktMsg |
     msg = port.msgq_prio.popleft() if port.msgq_prio else port.msgq.popleft()
     msg.flags &= _NOT_QUEUED
     port.gets += 1
-    ktr = port.ktr
-    if ktr.mask:
-        ktr.log(Port.ktr_get, port.name)
+    if port.ktr.mask:
+        port.ktr.log(Port.ktr_get, port.name)
     return msg
 
 
@@ -275,26 +271,32 @@ class ThreadPort(Port):
         self.puts += 1
         self.msgq.append(msg)
         if self.waiting:
-            cpu.schedule_local(owner)
+            queue = cpu.runq[td.pri]
+            if (
+                len(queue) == 1
+                and td.flags == _RUNQ
+                and not owner.flags
+                and owner.pri == td.pri
+                and not td.toks
+                and not td.critcount
+            ):
+                # Waking the owner and going to sleep in one: it takes our place, the only one, on
+                # the run queue. Both are plain coroutine threads, of this priority.
+                queue[0] = owner
+                owner.flags = _RUNQ
+                td.flags = 0
+                port.waiting = True
+                td.wmesg = "waitmsg"
+                yield SWITCH
+                td.wmesg = ""
+                port.waiting = False
+            else:
+                cpu.schedule_local(owner)
         while msg.flags != _ANSWERED and not msg.flags & _DONE:
             port.waiting = True
             td.wmesg = "waitmsg"
-            if td.flags == _RUNQ and td.coro and not td.toks and not td.critcount:
-                # The same as in thread_waitport.
-                queue = cpu.runq[td.pri]
-                head = queue.popleft()
-                if head is not td:
-                    queue.appendleft(head)
-                    queue.remove(td)
-                elif not queue:
-                    cpu.runmask ^= 1 << td.pri
-                td.flags = 0
-                yield SWITCH
-                if td.flags != _RUNQ and td.flags & _KILLED:
-                    raise ThreadKilled
-            else:
-                lwkt_deschedule_self()
-                yield from switch()
+            lwkt_deschedule_self()
+            yield from switch()
             td.wmesg = ""
             port.waiting = False
         return msg.error

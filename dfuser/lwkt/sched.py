@@ -27,9 +27,10 @@ Invariants: the elected thread has all its tokens; `Cpu.run` is never entered tw
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
+import outcome
 import trio
 
 from dfuser.libkern.errno import panic
@@ -37,7 +38,7 @@ from dfuser.libkern.errno import panic
 from . import thread as _thread
 from .globaldata import RQF, SLICE_NS, STOP
 from .intr import InterruptCpu
-from .thread import Thread
+from .thread import HANDED, TDF, Thread
 from .token import lwkt_getalltokens, lwkt_relalltokens
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ _register: Final = vars(_thread)
 
 _reschedule = trio.lowlevel.reschedule
 _checkpoint = trio.lowlevel.cancel_shielded_checkpoint
-_wait_rescheduled = trio.lowlevel.wait_task_rescheduled
+_TASK: Final = TDF.TASK
+
+#: With this a task thread is woken. It is told by identity and never unwrapped, so one does for all.
+WOKEN: Final = outcome.Value(None)
 
 
 class Cpu(InterruptCpu):
@@ -88,15 +92,14 @@ class Cpu(InterruptCpu):
             if self.reqflags & RQF.PENDING:
                 self.splz()
             self.reqflags &= ~RQF.RESCHED
-        if self.stopped:
-            return None
+            if self.reqflags & RQF.STOPPED:
+                return None
         mask = self.runmask
         while mask:
             pri = mask.bit_length() - 1
             for td in self.runq[pri]:
                 if not td.toks or lwkt_getalltokens(td):
                     td.switches += 1
-                    self.switches += 1
                     self.stalled = False
                     if self.lwkt.ktr_ctxsw.mask:
                         self.lwkt.trace_switch(self.cpuid, td)
@@ -122,74 +125,84 @@ class Cpu(InterruptCpu):
         lwkt = self.lwkt
         ktr = lwkt.ktr_ctxsw
         runq = self.runq
+        register = _register
         prev = _thread.curthread
         self.slice_start = self.last_look = lwkt.clock.monotonic_ns() if limit_ns else -1
-        look = budget - 1 if lwkt.measure_stretch else max(budget - _LOOK_STEPS, 0)
+        steps = 1 if lwkt.measure_stretch else min(budget, _LOOK_STEPS)
         best = 0
         queue = runq[0]
         td = self._next()
+        if td is None:
+            return Outcome.IDLE if self.curthread is None else Outcome.HANDED
         try:
-            while td is not None:
-                if not td.coro:
-                    self.wake_task(td)
-                    return Outcome.HANDED
-                self.curthread = _register["curthread"] = td
-                try:
-                    send = td.send  # a slot, not a method: two steps are faster
-                    pausing = send(None)
-                except BaseException as exc:
+            while True:
+                for left in range(steps - 1, -1, -1):
+                    self.curthread = register["curthread"] = td
+                    send = td.send  # a slot, not a method: in two steps it is faster
+                    try:
+                        handed = send(None)
+                    except BaseException as exc:
+                        self.curthread = None
+                        self.body_ended(td, exc)
+                    else:
+                        if handed is not None:
+                            if handed == HANDED:
+                                return Outcome.HANDED
+                            self.paused = td
+                            return Outcome.PAUSED
+                    # The election, written out for the usual case: nothing is pending, nobody
+                    # traces and the first of the best queue has no tokens to wait for.
+                    mask = self.runmask
+                    if mask and not self.reqflags and not ktr.mask:
+                        if mask != best:
+                            best = mask
+                            queue = runq[mask.bit_length() - 1]
+                        td = queue[0]
+                        if not td.toks:
+                            td.switches += 1
+                            continue
+                    if not left:
+                        break
                     self.curthread = None
-                    self.body_ended(td, exc)
+                    td = self.elect()
+                    if td is None:
+                        return Outcome.IDLE
                 else:
-                    if pausing is not None:
-                        self.paused = td
-                        return Outcome.PAUSED
-                budget -= 1
-                if budget == look:
-                    self.curthread = None
-                    look = self._look_at_clock(budget, limit_ns)
-                    if look < 0:
-                        return Outcome.MORE
-                # The election, written out for the usual case: nothing is pending, nobody traces
-                # and the first of the best queue has no tokens to wait for.
-                mask = self.runmask
-                if mask and not self.reqflags and not self.stopped and not ktr.mask:
-                    if mask != best:
-                        best = mask
-                        queue = runq[mask.bit_length() - 1]
-                    td = queue[0]
-                    if not td.toks:
-                        td.switches += 1
-                        self.switches += 1
-                        continue
+                    td.switches -= 1  # not elected yet: the clock comes first
                 self.curthread = None
+                budget -= steps
+                steps = self._look_at_clock(budget, limit_ns)
+                if not steps:
+                    return Outcome.MORE
                 td = self.elect()
+                if td is None:
+                    return Outcome.IDLE
         finally:
             _thread.curthread = prev
-        return Outcome.IDLE if self.curthread is None else Outcome.HANDED
 
     def _look_at_clock(self, budget: int, limit_ns: int) -> int:
-        """How much of ``budget`` will be left at the next look at the clock; -1: the turn is over.
+        """The steps until the next look at the clock; 0: the turn is over.
 
         Looks again after every step when steps are long, or when their time is to be measured, and
         seldom when they are short.
         """
         if budget <= 0:
-            return -1
+            return 0
         if not limit_ns:
-            return max(budget - _LOOK_STEPS, 0)
+            return min(budget, _LOOK_STEPS)
         lwkt = self.lwkt
         now = lwkt.clock.monotonic_ns()
         spent = now - self.last_look
         self.last_look = now
+        if now - self.slice_start >= limit_ns:
+            steps = 0
+        elif lwkt.measure_stretch or spent > _LONG_STEPS_NS:
+            steps = 1
+        else:
+            steps = min(budget, 4 * _LOOK_STEPS if spent < _SHORT_STEPS_NS else _LOOK_STEPS)
         if lwkt.measure_stretch:
             lwkt.note_stretch(spent)
-            steps = 1
-        elif spent < _SHORT_STEPS_NS:
-            steps = 4 * _LOOK_STEPS
-        else:
-            steps = 1 if spent > _LONG_STEPS_NS else _LOOK_STEPS
-        return -1 if now - self.slice_start >= limit_ns else max(budget - steps, 0)
+        return steps
 
     def _next(self) -> Thread | None:
         """The thread to resume: one that spins, one handed over, or a newly elected one."""
@@ -222,7 +235,7 @@ class Cpu(InterruptCpu):
         """
         self.curthread = td
         if td.task is not None:
-            trio.lowlevel.reschedule(td.task)
+            _reschedule(td.task, WOKEN)
 
     def hand_over(self) -> Thread | None:
         """A task thread gives the CPU away: elect the successor and return it.
@@ -232,44 +245,44 @@ class Cpu(InterruptCpu):
         """
         self.curthread = None
         ntd: Thread | None
-        if self.reqflags or self.stopped or not self.runmask:
+        if not self.runmask or self.reqflags or self.lwkt.ktr_ctxsw.mask:
             ntd = self.elect()
         else:
             ntd = self.runq[self.runmask.bit_length() - 1][0]
-            if ntd.toks or self.lwkt.ktr_ctxsw.mask:
+            if ntd.toks:
                 ntd = self.elect()
             else:
                 ntd.switches += 1
-                self.switches += 1
         if ntd is not None:
-            if ntd.coro:
+            if ntd.flags & _TASK:
+                self.curthread = ntd
+            else:
                 self.elected = ntd
                 self.kick()
-            else:
-                self.curthread = ntd
         return ntd
 
     def task_switch(self, td: Thread) -> Generator[Any, Any, None]:
         """The task driver's half of `switch`."""
         ntd = self.hand_over()
-        _thread.curthread = self.idle
+        _register["curthread"] = self.idle
         if ntd is td:
             self.self_switches += 1
             if self.self_switches < _SELF_SWITCH_LIMIT and not self._slice_used():
-                _thread.curthread = td
+                _register["curthread"] = td
                 return
             yield from _checkpoint().__await__()
         else:
-            if ntd is not None and not ntd.coro and ntd.task is not None:
-                _reschedule(ntd.task)
-            assert td.abort is not None
+            if ntd is not None and ntd.task is not None and ntd.flags & _TASK:
+                _reschedule(ntd.task, WOKEN)
             try:
-                yield from _wait_rescheduled(td.abort).__await__()
+                answer = yield td.trap
+                if answer is not WOKEN:
+                    answer.unwrap()
             except BaseException:  # trio ends the task of a machine that has panicked
-                _thread.curthread = td
+                _register["curthread"] = td
                 raise
         cpu = td.cpu
-        if cpu.stopped:
+        if cpu.reqflags and cpu.stopped:
             yield from cpu.freeze(td)
         cpu.task_resumed(td)
 
@@ -282,7 +295,7 @@ class Cpu(InterruptCpu):
 
     def task_resumed(self, td: Thread) -> None:
         """The elected task thread has got the host's thread."""
-        _thread.curthread = td
+        _register["curthread"] = td
         self.self_switches = 0
         self.slice_start = -1
         if self.curthread is not td:
@@ -290,10 +303,9 @@ class Cpu(InterruptCpu):
 
     def freeze(self, td: Thread) -> Generator[Any, Any, None]:
         """The elected thread found its CPU stopped: wait for the restart."""
-        assert td.abort is not None
         while self.stopped:
             self.frozen = td
-            yield from _wait_rescheduled(td.abort).__await__()
+            yield from park(td)
 
     def task_pause(self, td: Thread) -> Generator[Any, Any, None]:
         """The task driver's half of `cpu_pause`."""
@@ -309,9 +321,8 @@ class Cpu(InterruptCpu):
 
     def task_start(self, td: Thread) -> Generator[Any, Any, None]:
         """The trio task of a new thread has started: wait for the first election."""
-        assert td.abort is not None
         if self.curthread is not td:
-            yield from _wait_rescheduled(td.abort).__await__()
+            yield from park(td)
         cpu = td.cpu
         if cpu.stopped:
             yield from cpu.freeze(td)
@@ -327,7 +338,27 @@ class Cpu(InterruptCpu):
             if mine and not self.lwkt.panicked:
                 ntd = self.hand_over()
                 if ntd is not None and not ntd.coro and ntd.task is not None:
-                    trio.lowlevel.reschedule(ntd.task)
+                    _reschedule(ntd.task, WOKEN)
+
+
+def park_trap(abort: Callable[[Any], trio.lowlevel.Abort]) -> Any:
+    """What a task yields to trio to be parked; trio calls ``abort`` if it is cancelled meanwhile.
+
+    It is what ``wait_task_rescheduled`` yields, asked of that function once for each thread. Making
+    its two coroutines and the object anew, and an outcome for each waking, would be a third of what
+    a switch between two tasks costs.
+    """
+    waiting = trio.lowlevel.wait_task_rescheduled(abort)
+    trap = waiting.send(None)
+    waiting.close()
+    return trap
+
+
+def park(td: Thread) -> Generator[Any, Any, None]:
+    """Park the task of ``td`` until somebody reschedules it."""
+    answer = yield td.trap
+    if answer is not WOKEN:
+        answer.unwrap()  # raises what trio has sent to end the task
 
 
 def mycpu() -> Cpu:

@@ -79,10 +79,14 @@ class TDF:
     """Asleep with PCATCH: a signal ends the sleep."""
     TSLEEPQ: Final = 0x00000080
     """On a sleep queue."""
+    UPRI: Final = 0x00000100
+    """Has a user priority: its place among its equals must be searched."""
     MIGRATING: Final = 0x00000200
     """Between two CPUs."""
     WAKEREQ: Final = 0x00000400
     """A schedule request for this thread is on its way to another CPU."""
+    TASK: Final = 0x00000800
+    """Driven by a trio task (the task driver); without it by the CPU's loop (the coro driver)."""
     TIMEOUT: Final = 0x00001000
     """The last sleep ended by its timeout."""
     KILLED: Final = 0x00100000
@@ -108,9 +112,10 @@ curthread: Thread = cast("Thread", None)
 #: Requests a CPU serves in `Cpu.splz`; the same value as ``sched.RQF.PENDING``.
 RQF_PENDING: Final = 0x0007
 
-#: What a coroutine thread yields to its CPU's loop.
+#: What a coroutine thread yields to its CPU's loop, and what `Thread.send` of a task thread returns.
 SWITCH: Final = None
 PAUSE: Final = 1
+HANDED: Final = 2
 
 
 class Thread:
@@ -124,10 +129,9 @@ class Thread:
 
     __slots__ = (
         "__weakref__",
-        "abort",
+        "_upri",
         "args",
         "body",
-        "coro",
         "cpu",
         "critcount",
         "done",
@@ -150,7 +154,7 @@ class Thread:
         "tid",
         "toks",
         "toks_have",
-        "upri",
+        "trap",
         "wchan",
         "wdomain",
         "wmesg",
@@ -161,7 +165,7 @@ class Thread:
         self.tid = tid
         self.name = name
         self.pri = pri
-        self.upri = 0
+        self._upri = 0
         self.flags = flags
         self.critcount = 0
         self.spinlocks = 0
@@ -183,11 +187,10 @@ class Thread:
         self.func: Callable[..., Awaitable[Any]] | None = None
         self.args: tuple[Any, ...] = ()
         self.body: Coroutine[Any, Any, Any] | None = None
-        #: What trio calls when the task of a task thread is cancelled while parked.
-        self.abort: Callable[[Any], trio.lowlevel.Abort] | None = None
-        #: Resumes the body; the first call makes it.
+        #: What the body of a task thread yields to trio to be parked, see `sched.park_trap`.
+        self.trap: Any = None
+        #: Resumes the body; the first call makes it. For a task thread: has trio wake its task.
         self.send: Callable[[None], Any] = self._first_send
-        self.coro: bool = True
         self.task: trio.lowlevel.Task | None = None
         self.done: Callable[[Thread], None] | None = None
         self.result: Any = None
@@ -202,13 +205,61 @@ class Thread:
 
     def _first_send(self, value: None) -> Any:
         """Start the body on the coro driver."""
-        if self.flags & TDF.KILLED:
-            raise ThreadKilled
         self.send = self.make_body().send
         return self.send(value)
 
+    def kill(self) -> None:
+        """Have every resumption from now on raise `ThreadKilled` in the body.
+
+        A task thread looks at the flag itself when it resumes; the loop throws into a coroutine.
+        """
+        self.flags |= TDF.KILLED
+        if not self.flags & TDF.TASK:
+            self.send = self._throw_killed
+
+    def _throw_killed(self, _value: None) -> Any:
+        """Resume the body of a killed thread of the coro driver."""
+        if self.body is None:
+            raise ThreadKilled
+        return self.body.throw(ThreadKilled())
+
+    def bury(self) -> None:
+        """The body has ended: let go of it, and of what refers back to the thread."""
+        self.body = None
+        self.func = None
+        self.trap = None
+        self.send = _resumed_after_exit
+
+    def use_task(self) -> None:
+        """Choose the task driver for a thread that has not run yet."""
+        self.flags |= TDF.TASK
+        self.send = self._hand_over
+
+    def _hand_over(self, _value: None) -> int:
+        """Let the task of a thread that the CPU's loop has elected run."""
+        self.cpu.wake_task(self)
+        return HANDED
+
     def __repr__(self) -> str:
         return f"<Thread {self.tid} {self.name} cpu{self.cpu.cpuid} pri{self.pri}>"
+
+    @property
+    def upri(self) -> int:
+        """The user priority: orders threads of one priority, greatest first. Usually 0.
+
+        May be changed while the thread is off its run queue. Counterpart: td_upri.
+        """
+        return self._upri
+
+    @upri.setter
+    def upri(self, upri: int) -> None:
+        self._upri = upri
+        self.flags = self.flags | TDF.UPRI if upri else self.flags & ~TDF.UPRI
+
+    @property
+    def coro(self) -> bool:
+        """Whether the coro driver runs it."""
+        return not self.flags & TDF.TASK
 
     @property
     def runnable(self) -> bool:
@@ -234,6 +285,10 @@ class Thread:
         return "I" if flags & TDF.SINTR else "S"
 
 
+def _resumed_after_exit(_value: None) -> NoReturn:
+    panic("lwkt_switch: an exited thread was elected")
+
+
 @types.coroutine
 def switch() -> Generator[Any, Any, None]:
     """Give the CPU to the next thread; return when this one is elected again.
@@ -250,12 +305,12 @@ def switch() -> Generator[Any, Any, None]:
         switch_care(td)
     if td.toks:
         td.cpu.relalltokens(td)
-    if td.coro:
-        yield SWITCH
-    else:
+    if td.flags & _TASK:
         yield from td.cpu.task_switch(td)
-    if td.flags & _KILLED:
-        raise ThreadKilled
+        if td.flags & _KILLED:
+            raise ThreadKilled
+    else:
+        yield SWITCH
 
 
 #: The name Table I of the paper gives it.
@@ -285,12 +340,12 @@ def lwkt_yield() -> Generator[Any, Any, None]:
         switch_care(td)
     if td.toks:
         cpu.relalltokens(td)
-    if td.coro:
-        yield SWITCH
-    else:
+    if td.flags & _TASK:
         yield from cpu.task_switch(td)
-    if td.flags & _KILLED:
-        raise ThreadKilled
+        if td.flags & _KILLED:
+            raise ThreadKilled
+    else:
+        yield SWITCH
 
 
 @types.coroutine
@@ -311,16 +366,17 @@ def cpu_pause() -> Generator[Any, Any, None]:
             panic(f"cpu_pause: {td} spins in a critical section above {td.preempted}")
         yield from switch()
         return
-    if td.coro:
-        yield PAUSE
-    else:
+    if td.flags & _TASK:
         yield from td.cpu.task_pause(td)
-    if td.flags & _KILLED:
-        raise ThreadKilled
+        if td.flags & _KILLED:
+            raise ThreadKilled
+    else:
+        yield PAUSE
 
 
 _RUNQ: Final = TDF.RUNQ
 _KILLED: Final = TDF.KILLED
+_TASK: Final = TDF.TASK
 _SWITCH_CARE: Final = TDF.BORROWED | TDF.THROTTLED
 
 

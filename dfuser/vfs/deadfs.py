@@ -5,7 +5,8 @@ still has it open. Such a vnode answers every operation at once with an error, s
 fail cleanly instead of touching memory of a file system that no longer exists.
 
 Counterpart: sys/vfs/deadfs/dead_vnops.c (dead_vnode_vops).
-Differs from DragonFly: `vop_getattr` answers EBADF there as here; terminals (whose dead reads
+Differs from DragonFly: `vop_fsync` says EIO where the default there succeeds; the operations on
+    names say EBADF where the compatibility shims end in ENOTDIR; terminals (whose dead reads
     return end of file) are not vnodes of this table.
 Token/lock order: takes none.
 Invariants: no operation changes anything; close, inactive and reclaim succeed.

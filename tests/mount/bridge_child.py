@@ -1,11 +1,11 @@
 """The child process of the bridge's tests: a kernel, its mount, and a way to run code inside.
 
-Usage: ``python -m tests.mount.bridge_child DIRECTORY OPTIONS``, where OPTIONS is a JSON object with
-the fields of `SessionOptions` and under "sysctl" settings of the kernel. One JSON string a line on
-standard input is the body of an async function with ``k`` (the kernel), ``s`` (the session) and ``vfs``;
-it runs as an LWKT thread, so it may wait as kernel code waits. The answer is a line with a JSON list:
-["ok", value] or ["error", text]. The end of input asks for an unmount.
-"""
+Usage: ``python -m tests.mount.bridge_child DIRECTORY OPTIONS``, where OPTIONS is a JSON object
+with the fields of `SessionOptions` and under "sysctl" settings of the kernel. One JSON string a
+line on standard input is the body of an async function with ``k`` (the kernel), ``s`` (the
+session) and ``vfs``; it runs as an LWKT thread, so it may wait as kernel code waits. The answer
+is a line with a JSON list: ["ok", value] or ["error", text]. The end of input asks for an
+unmount."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """`Rig`: a mount of its own in a child process, and a line into its kernel.
 
-`Rig.inside(code)` runs the body of an async function as a thread of the kernel and returns its value,
-so that a test can change files from inside, look into tables, or break something on purpose.
-"""
+`Rig.inside(code)` runs the body of an async function as a thread of the kernel and returns its
+value, so that a test can change files from inside, look into tables, or break something on
+purpose."""
 
 from __future__ import annotations
 

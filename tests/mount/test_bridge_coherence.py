@@ -6,7 +6,6 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -152,7 +151,7 @@ for number in range(100):
 
 
 def test_both_sides_change_one_directory(world: Rig) -> None:
-    """What if host and inside create, rename and remove in one directory for seconds: a deadlock?"""
+    """What if host and inside create, rename and remove in one directory: a deadlock?"""
     base = world.path / "both"
     base.mkdir()
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Issue section 4: listings that stay true while the directory changes; directories in odd states."""
+"""Issue section 4: listings stay true while the directory changes; directories in odd states."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def world() -> Iterator[Rig]:
 
 
 def fill(world: Rig, name: str, count: int) -> Path:
-    """A directory with ``count`` empty files, made from inside: quicker than asking from outside."""
+    """A directory with ``count`` empty files, made from inside, which is quicker."""
     made = world.at(f"""
 kern.kern_mkdir(vfs, vfs.mounts.rootnch, {name.encode()!r}, 0o777, ROOT)
 for number in range({count}):

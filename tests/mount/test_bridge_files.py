@@ -259,7 +259,7 @@ def test_fifo_and_socket(place: Path) -> None:
 
 
 def test_device_nodes_are_stored_and_closed(place: Path) -> None:
-    """What if a device node is made on the mount: the number is kept, the host's device stays shut?"""
+    """What if a device node is made: its number is kept, the host's device stays shut?"""
     if os.geteuid():
         pytest.skip("only root makes devices")
     os.mknod(place / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
@@ -531,7 +531,7 @@ def test_extended_attributes(place: Path) -> None:
     fails(errno.ENODATA, os.getxattr, path, "user.a")
     os.setxattr(place, "user.dir", b"d")
     assert os.getxattr(place, "user.dir") == b"d"
-    with pytest.raises(OSError, match="too long|No space|Argument|Numerical"):
+    with pytest.raises(OSError, match=r"too long|No space|Argument|Numerical"):
         os.setxattr(path, "user.toobig", b"z" * 65537)
 
 
@@ -683,7 +683,7 @@ def test_default_access_control_lists(place: Path) -> None:
 @as_root
 @pytest.mark.skipif(shutil.which("setfacl") is None, reason="needs the acl package")
 def test_list_keeps_the_set_group_bit_of_a_member(place: Path) -> None:
-    """What if an owner sets a list on a set-group-id file of a supplementary group, or of no group?"""
+    """What if an owner sets a list on a set-group-id file of a group of his, or not?"""
     path = place / "f"
     for groups, kept in (([2000], True), ([2001], False)):
         path.touch()

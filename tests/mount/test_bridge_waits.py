@@ -111,7 +111,7 @@ def test_many_threads_read_one_open(world: Rig) -> None:
 
 
 def test_a_reader_that_inherited_the_descriptor(world: Rig) -> None:
-    """What if the opener is gone and a child of it waits: is the child killable, and not disturbed?"""
+    """What if the opener is gone and a child of it waits: is it killable, and not disturbed?"""
     script = textwrap.dedent("""
         import os, sys
         fd = os.open(sys.argv[1], os.O_RDONLY)

@@ -65,7 +65,7 @@ class Layout(NamedTuple):
                 yield next(names), offset, width
                 offset += width
 
-    def count(self) -> int:
+    def members(self) -> int:
         """How many leading fields of the record are members of the structure."""
         return sum(1 for _ in self.fields())
 

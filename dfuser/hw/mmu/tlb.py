@@ -27,16 +27,16 @@ Differs from the processor: fully associative; no prefetch, nothing is cached wi
     no separate instruction TLB; no paging-structure caches, so upper levels are never stale on
     their own.
 Token/lock order: takes none; a CPU touches its own TLB only, others ask it by IPI.
-Invariants: translations kept never exceed the capacity; each has A set, and present tables when
-    it was made; no key of a non-canonical address exists.
+Invariants: translations kept never exceed the capacity; each has A set; no key of a non-canonical
+    address exists; each piece of a large page has its region in ``_regions``; ``_only`` is the one
+    context that the non-global ones have, or says that they may have several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
-from dfuser.hw.mmu.fault import TRANSLATION_LEVEL_SHIFT
+from dfuser.hw.mmu.fault import TRANSLATION_LEVEL_SHIFT, level_of
 from dfuser.hw.mmu.pte import LEVEL_SHIFT, PG_FRAME, X86_PG_G
 from dfuser.hw.mmu.walk import Walker
 from dfuser.libkern.sysctl import INT, RW, UQUAD, Sysctl
@@ -49,11 +49,11 @@ TLB_ENTRIES_MAX: Final = 1 << 20
 _CONTEXT_SHIFT: Final = 52
 """Where the PCID stands in a key, above the 52 bits of a page number."""
 _IN_GLOBAL: Final = 1 << 64
-"""Marks a slot of the replacement queue whose key is in the global dictionary."""
+"""Marks a page that is in the global dictionary, where only both together can tell (a "slot")."""
+_MIXED: Final = -1
 _OFFSET: Final = 0xFFF
 _LARGE: Final = 2 << TRANSLATION_LEVEL_SHIFT
-"""The bit of a translation that is set for 2 MiB, the one below for 1 GiB with it."""
-_LEVEL_MASK: Final = 3 << TRANSLATION_LEVEL_SHIFT
+"""The bit of a translation that 2 MiB and 1 GiB pages have set and 4 KiB pages have not."""
 
 
 class TlbStatistics(NamedTuple):
@@ -96,9 +96,9 @@ class Tlb:
         ValueError: the capacity is out of range.
     """
 
-    __slots__ = ("_capacity", "_context", "_global", "_large", "_local", "_masks", "_next",
-                 "_queue", "_walker", "_wants", "cpuid", "evictions", "faults", "flushes", "hits",
-                 "invlpgs", "misses", "refused")  # fmt: skip
+    __slots__ = ("_capacity", "_context", "_global", "_local", "_masks", "_next", "_only",
+                 "_queue", "_regions", "_walker", "_wants", "cpuid", "evictions", "faults",
+                 "flushes", "hits", "invlpgs", "misses", "refused")  # fmt: skip
 
     sysctl_tlb = (
         Sysctl(lambda t: f"hw.mmu.cpu{t.cpuid}.tlb_entries", "Most translations kept",
@@ -126,7 +126,8 @@ class Tlb:
         self._local: dict[int, int] = {}
         self._global: dict[int, int] = {}
         self._context = 0
-        self._large = False
+        self._only = 0
+        self._regions: set[int] = set()
         self.hits = self.misses = self.refused = self.faults = 0
         self.evictions = self.flushes = self.invlpgs = 0
         self.configure(0)
@@ -148,7 +149,8 @@ class Tlb:
         self._capacity = capacity
         self._queue = [-1] * capacity
         self._next = 0
-        self._forget_all()
+        self._global.clear()
+        self._clear_local()
 
     def configure(self, pcid: int) -> None:
         """Take over the walker's rules, and the context whose translations are used from now on.
@@ -161,6 +163,10 @@ class Tlb:
         self._masks = self._walker.masks
         self._wants = self._walker.wants
         self._context = pcid << _CONTEXT_SHIFT
+        if not self._local:
+            self._only = pcid
+        elif self._only != pcid:
+            self._only = _MIXED
 
     def translate(self, va: int, access: int) -> int:
         """Translate an address for an access.
@@ -211,33 +217,34 @@ class Tlb:
         Source: SDM 4.10.4.1, INVLPG.
         """
         self.invlpgs += 1
-        self._drop(va, self._context)
-        self._drop_global(va)
+        self._drop(va >> 12 | self._context)
+        self._drop(va >> 12 | _IN_GLOBAL)
 
     def invalidate_address(self, va: int, pcid: int) -> None:
         """Drop one page of one context, but not if global (INVPCID type 0)."""
         self.invlpgs += 1
-        self._drop(va, pcid << _CONTEXT_SHIFT)
+        self._drop(va >> 12 | pcid << _CONTEXT_SHIFT)
 
     def flush(self) -> None:
         """Drop everything, global or not, of all contexts (CR4.PGE toggled; INVPCID type 2)."""
         self.flushes += 1
-        self._forget_all()
+        self._global.clear()
+        self._clear_local()
 
     def flush_nonglobal(self) -> None:
         """Drop what is not global, of all contexts (INVPCID type 3)."""
         self.flushes += 1
-        self._local.clear()
+        self._clear_local()
 
     def flush_context(self, pcid: int) -> None:
         """Drop what is not global of one context (MOV to CR3; INVPCID type 1)."""
         self.flushes += 1
-        local = self._local
-        gone = [key for key in local if key >> _CONTEXT_SHIFT == pcid]
-        if len(gone) == len(local):
-            local.clear()
-        else:
-            _remove(local, gone)
+        if self._only == pcid:
+            self._clear_local()
+        elif self._only == _MIXED:
+            local = self._local
+            for key in [key for key in local if key >> _CONTEXT_SHIFT == pcid]:
+                del local[key]
 
     def statistics(self) -> TlbStatistics:
         """Count what it did and what it holds."""
@@ -257,77 +264,79 @@ class Tlb:
     def _miss(self, va: int, access: int, refused: bool) -> int:
         """Walk, and keep what was found."""
         self.misses += 1
+        page = va >> 12
         result = self._walker.walk(va, access)
         if refused or result < 0:
             self.refused += refused
-            self._drop(va, self._context)
-            self._drop_global(va)
-        if result < 0:
-            self.faults += 1
-            return result
-        page = va >> 12
+            self._drop(page | self._context)
+            self._drop(page | _IN_GLOBAL)
+            if result < 0:
+                self.faults += 1
+                return result
+        slot = page | (_IN_GLOBAL if result & X86_PG_G else self._context)
+        self._make_room(slot)
         if result & X86_PG_G:
-            self._make_room(page | _IN_GLOBAL)
             self._global[page] = result
         else:
-            key = page | self._context
-            self._make_room(key)
-            self._local[key] = result
+            self._local[slot] = result
         if result & _LARGE:
-            self._large = True
+            self._note_region(slot, level_of(result))
         return result
 
     def _make_room(self, slot: int) -> None:
         """Take the place of the oldest one in the queue, which may be gone long since."""
         queue, at = self._queue, self._next
-        oldest = queue[at]
-        if oldest >= 0:
-            if oldest & _IN_GLOBAL:
-                gone = self._global.pop(oldest ^ _IN_GLOBAL, None)
-            else:
-                gone = self._local.pop(oldest, None)
-            if gone is not None:
-                self.evictions += 1
+        if queue[at] >= 0 and self._forget(queue[at]) is not None:
+            self.evictions += 1
         queue[at] = slot
         self._next = at + 1 if at + 1 < self._capacity else 0
 
-    def _drop(self, va: int, context: int) -> None:
-        """Drop the page of a context, and the other pieces of its large page."""
-        local, page = self._local, va >> 12
-        local.pop(page | context, None)
-        if self._large:
-            _remove(local, _pieces(local, page, context))
+    def _drop(self, slot: int) -> None:
+        """Drop a page, and where it lies in large pages, the other pieces of those."""
+        self._forget(slot)
+        if not self._regions:
+            return
+        for level in (2, 3):
+            region = _region(slot, level)
+            if region in self._regions:
+                self._regions.discard(region)
+                for piece in self._pieces(region, level, slot & _IN_GLOBAL):
+                    self._forget(piece)
 
-    def _drop_global(self, va: int) -> None:
-        """Drop the global page, and the other pieces of its large page."""
-        glob, page = self._global, va >> 12
-        glob.pop(page, None)
-        if self._large:
-            _remove(glob, _pieces(glob, page, 0))
+    def _forget(self, slot: int) -> int | None:
+        """Take one translation out; its place in the queue stays and means nothing any more."""
+        if slot & _IN_GLOBAL:
+            return self._global.pop(slot ^ _IN_GLOBAL, None)
+        return self._local.pop(slot, None)
 
-    def _forget_all(self) -> None:
-        """Empty both dictionaries."""
-        self._local.clear()
-        self._global.clear()
-        self._large = False
-
-
-def _remove(kept: dict[int, int], keys: Iterable[int]) -> None:
-    """Delete keys; the dictionary stays the same object, which hot code holds."""
-    pop: Callable[[int], int] = kept.pop
-    for key in keys:
-        pop(key)
-
-
-def _pieces(kept: dict[int, int], page: int, context: int) -> list[int]:
-    """Find the pieces of large pages that cover a page."""
-    found = []
-    for level in (2, 3):
-        shift = LEVEL_SHIFT[level] - LEVEL_SHIFT[1]
-        marker, wanted = level << TRANSLATION_LEVEL_SHIFT, (page | context) >> shift
-        found += [
-            key
-            for key, translation in kept.items()
-            if key >> shift == wanted and translation & _LEVEL_MASK == marker
+    def _pieces(self, region: int, level: int, in_global: int) -> list[int]:
+        """Find the pieces of one large page that are kept."""
+        return [
+            key | in_global
+            for key, kept in (self._global if in_global else self._local).items()
+            if level_of(kept) == level and _region(key | in_global, level) == region
         ]
-    return found
+
+    def _note_region(self, slot: int, level: int) -> None:
+        """Remember that a piece of this large page is kept."""
+        regions = self._regions
+        regions.add(_region(slot, level))
+        if len(regions) > self._capacity:
+            # Evictions leave regions without pieces behind; start anew from what is kept.
+            regions.clear()
+            for kept, mark in ((self._local, 0), (self._global, _IN_GLOBAL)):
+                for key, translation in kept.items():
+                    if level_of(translation) > 1:
+                        regions.add(_region(key | mark, level_of(translation)))
+
+    def _clear_local(self) -> None:
+        """Drop what is not global."""
+        self._local.clear()
+        self._only = self._context >> _CONTEXT_SHIFT
+        if not self._global:
+            self._regions.clear()
+
+
+def _region(slot: int, level: int) -> int:
+    """Name the large page of a level that a page lies in, with its context."""
+    return slot >> LEVEL_SHIFT[level] - LEVEL_SHIFT[1] << 2 | level

@@ -11,7 +11,7 @@ sets A in every entry it used and, for a store, D in the leaf. A walk that fault
 fault has been "used"; hardware differs, software must accept both, and this model is at the quiet
 end, as KVM's walker is.)
 
-There are two walkers in this file with one meaning:
+There are two walkers in this file with one meaning, and a reader:
 
 ``walk``
     what everyone calls: four levels and 4 KiB leaves in one straight line, 2 MiB leaves beside
@@ -19,6 +19,8 @@ There are two walkers in this file with one meaning:
 ``walk_any``
     the same as a loop over the levels: five levels, 1 GiB leaves, tables beyond the end of
     physical memory, faults on reserved bits.
+
+``probe`` reads the same entries without being an access: for views, debuggers and pmap_extract.
 
 Physical memory ends somewhere. A table that lies beyond reads as all ones, as an unclaimed read
 on a PC's bus does, and stores to it vanish. Where the page itself lies is not the walk's
@@ -36,7 +38,7 @@ Invariants: ``masks`` and ``wants`` hold the rules of the registers last given t
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from dfuser.hw.mmu.fault import (
     ACCESS_KINDS,
@@ -81,6 +83,20 @@ OFFSET_2M: Final = PAGE_SIZES[2] - 1 & PG_FRAME
 GP: Final = ~FAULT_GP
 
 
+class BatchMasks(NamedTuple):
+    """What a vectorised walk needs of a walker: see the attributes of the same names there."""
+
+    root: int
+    levels: int
+    half: int
+    canonical: int
+    table: int
+    leaf: int
+    large: int
+    keep: int
+    keep_large: int
+
+
 class Walker:
     """Walks the tables of one CPU under its current control registers.
 
@@ -118,9 +134,7 @@ class Walker:
         self.wants = [X86_PG_V if rule is None else rule.want for rule in self.rules]
 
         def reserved(level: int, leaf: bool) -> int:
-            return reserved_bits(
-                level, leaf, features.maxphyaddr, protection.nxe, features.page1gb
-            )
+            return reserved_bits(level, leaf, features.maxphyaddr, protection.nxe, features.page1gb)
 
         self._reserved_leaf = [0] + [reserved(level, True) for level in range(1, 6)]
         self._reserved_table = reserved(2, False)
@@ -167,9 +181,9 @@ class Walker:
             return self.walk_any(va, access)
         if e1 & self._check_leaf != X86_PG_V:
             rule = self.rules[access]
-            if e1 & X86_PG_V or rule is None:
+            if rule is None:
                 return self.walk_any(va, access)
-            return rule.absent
+            return rule.reserved if e1 & X86_PG_V else rule.absent
         translation = (
             e1 & (e4 & e3 & e2 & GRANTS | self._keep) | (e4 | e3 | e2 | e1) & X86_PG_NX | LEVEL_1
         )
@@ -229,8 +243,48 @@ class Walker:
         rule = self.rules[access] if 0 <= access < ACCESS_KINDS else None
         if rule is None:
             raise ValueError(f"there is no access of kind {access:#x}")
-        if va + self._half & self._canonical:
+        if not self.canonical(va):
             return GP
+        translation, path = self._descend(va)
+        if translation < 0:
+            return rule.reserved if path[-1] & X86_PG_V else rule.absent
+        if translation & rule.mask == rule.want:
+            return translation
+        return self._settle(va, access, translation, path)
+
+    def probe(self, va: int) -> int:
+        """Look an address up as a debugger does: no rights are asked, no flag is set.
+
+        Returns:
+            The translation, or 0 where the address has none (it is not canonical, an entry is
+            not present or has a reserved bit set).
+        """
+        if not self.canonical(va):
+            return 0
+        translation, _ = self._descend(va)
+        return max(translation, 0)
+
+    def batch_masks(self) -> BatchMasks:
+        """Hand out what ``batch.py`` computes with, for the present registers."""
+        return BatchMasks(
+            root=self._root,
+            levels=self._levels,
+            half=self._half,
+            canonical=self._canonical,
+            table=self._check_table,
+            leaf=self._check_leaf,
+            large=self._check_2m,
+            keep=self._keep,
+            keep_large=self._keep_2m,
+        )
+
+    def _descend(self, va: int) -> tuple[int, tuple[int, ...]]:
+        """Read the entries of a canonical address from the top.
+
+        Returns:
+            The translation, or -1 where the last entry read is not present or has a reserved bit
+            set; and the entries that were read.
+        """
         words, size = self._words, self._size
         table, level = self._root, self._levels
         path: tuple[int, ...] = ()
@@ -238,22 +292,17 @@ class Walker:
         while True:
             index = table + (va >> LEVEL_SHIFT[level] & 511)
             entry = words[index] if index < size else PTE_BITS
-            if not entry & X86_PG_V:
-                return rule.absent
-            leaf = level == 1 or entry & X86_PG_PS
-            if entry & (self._reserved_leaf[level] if leaf else self._reserved_table):
-                return rule.reserved
             path += (entry,)
+            leaf = level == 1 or bool(entry & X86_PG_PS)
+            reserved = self._reserved_leaf[level] if leaf else self._reserved_table
+            if not entry & X86_PG_V or entry & reserved:
+                return -1, path
             grants &= entry
             nx |= entry & X86_PG_NX
             if leaf:
-                break
+                return self._leaf(va, level, entry) | grants | nx, path
             table = (entry & PG_FRAME) >> 3
             level -= 1
-        translation = self._leaf(va, level, entry) | grants | nx
-        if translation & rule.mask == rule.want:
-            return translation
-        return self._settle(va, access, translation, path)
 
     def _leaf(self, va: int, level: int, entry: int) -> int:
         """Make of a leaf the part of a translation that does not depend on upper levels."""

@@ -152,9 +152,7 @@ class ArpRepr(NamedTuple):
         """
         if len(self.sha) != len(self.tha) or len(self.spa) != len(self.tpa):
             raise illegal("sender's and target's addresses differ in length")
-        at = pack_into(
-            _HDR, buf, start, self.hrd, self.pro, len(self.sha), len(self.spa), self.op
-        )
+        at = pack_into(_HDR, buf, start, self.hrd, self.pro, len(self.sha), len(self.spa), self.op)
         for addr in (self.sha, self.spa, self.tha, self.tpa):
             at = put(buf, at, addr)
         return at

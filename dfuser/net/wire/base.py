@@ -75,6 +75,7 @@ class Why(enum.StrEnum):
     ICP6S_BADNA = "icp6s_badna"
     ICP6S_BADREDIRECT = "icp6s_badredirect"
     ICP6S_ND_BADOPT = "icp6s_nd_badopt"
+    MLD_BADGROUP = "mld_badgroup"
 
     PCAP_BADMAGIC = "pcap_badmagic"
     PCAP_BADLEN = "pcap_badlen"

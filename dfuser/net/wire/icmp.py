@@ -46,6 +46,7 @@ ICMP_ADVLENMIN: Final = 36
 _IDSEQ: Final = struct.Struct("!HH")
 _STAMPS: Final = struct.Struct("!HHIII")
 _ADVERT: Final = struct.Struct("!BBH")
+_ENTRY: Final = struct.Struct("!4si")
 _ERROR: Final = struct.Struct("!BBH")
 
 
@@ -478,15 +479,14 @@ class IcmpRouterAdvert(IcmpRepr):
         count, wpa, lifetime = _ADVERT.unpack_from(body)
         if not count or wpa < 2 or len(body) < 4 + count * wpa * 4:
             raise WireError(Why.ICPS_BADLEN, f"{count} entries of {wpa} words")
-        entry = struct.Struct("!4si")
-        addrs = tuple(entry.unpack_from(body, 4 + i * wpa * 4) for i in range(count))
+        addrs = tuple(_ENTRY.unpack_from(body, 4 + i * wpa * 4) for i in range(count))
         return cls(kind, code, lifetime, addrs)
 
     def body(self) -> bytes:
         """What stands behind the checksum."""
         if not self.addrs or any(len(addr) != 4 for addr, _ in self.addrs):
             raise illegal("one address at least, each of 4 bytes")
-        entries = b"".join(struct.pack("!4si", *pair) for pair in self.addrs)
+        entries = b"".join(_ENTRY.pack(*pair) for pair in self.addrs)
         return _ADVERT.pack(len(self.addrs), 2, self.lifetime) + entries
 
 

@@ -8,7 +8,8 @@
 
 One write is one command, and the error of the write is the error of the command: EINVAL for a
 command that is unknown or malformed, else what the operation itself answers. Reading the file
-lists the commands. Words with blanks are quoted as for a shell.
+lists the commands. Words with blanks are quoted as for a shell. What was wrong with a command that
+is EINVAL stands in the kernel's log, since an error number is all that a write can answer.
 
 Each command calls the handler that a system call would call; who may do what is decided there.
 Further rooms add commands with `ControlCommands.add`.
@@ -23,9 +24,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from dfuser.libkern.errno import EEXIST, EINVAL, EPERM, KError
+from dfuser.libkern.log import LOG_NOTICE
 
 from ..mountflags import MNT, parse_options
 from ..nlookup import NLC, NlookupData, nlookup
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
 #: A command: its words after the name, and who gave it; may return a text to be read back.
 Command = Callable[[list[str], "Ucred"], str | None]
+#: Characters of a malformed command that are put into the log.
+LOGGED_MAX: Final = 80
 
 
 class CommandEntry(NamedTuple):
@@ -82,12 +86,21 @@ class ControlCommands:
             KError: EINVAL, or the command's own error.
         """
         try:
+            return self._run(text, cred)
+        except KError as error:
+            if error.errno == EINVAL:
+                line = text.strip()[:LOGGED_MAX]
+                self.vfs.msgbuf.log(LOG_NOTICE, f"ctl: {line!r}: {error.strerror}\n")
+            raise
+
+    def _run(self, text: str, cred: Ucred) -> str | None:
+        try:
             words = shlex.split(text, comments=True)
         except ValueError as error:
             raise KError(EINVAL, str(error)) from None
         entry = self._commands.get(words[0]) if words else None
         if entry is None:
-            raise KError(EINVAL, f"unknown command {text[:40]!r}")
+            raise KError(EINVAL, "unknown command")
         return entry.run(words[1:], cred)
 
     # --- the commands ------------------------------------------------------------------------

@@ -175,7 +175,11 @@ def answer(error: int | None, before: tuple[int, int], after: tuple[int, int]) -
     other = (before[0] ^ after[0]) & ~(A | D) or (before[1] ^ after[1]) & ~(A | D)
     pde, pte = after
     return (
-        (pde & A) >> 5 | (pte & A) >> 4 | (pte & D) >> 4 | (pde & D) >> 3 | (CHANGED if other else 0)
+        (pde & A) >> 5
+        | (pte & A) >> 4
+        | (pte & D) >> 4
+        | (pde & D) >> 3
+        | (CHANGED if other else 0)
     )
 
 

@@ -290,6 +290,15 @@ def test_bad_commands(world: SynthWorld, command: str, error: int) -> None:
     assert len(world.vfs.mounts) == mounts
 
 
+def test_the_log_says_what_was_wrong(world: SynthWorld) -> None:
+    """What if only the number of an error came back: where does one read what was wrong?"""
+    assert world.errno(world.write, "/kern/ctl", "mount -t sysctlfs -o red a /mnt\n") == EINVAL
+    assert world.errno(world.write, "/kern/ctl", "umount /nowhere") == ENOENT
+    (line,) = (line for line in world.msgbuf.text().splitlines() if "ctl:" in line)
+    assert line.startswith("<5>ctl: 'mount -t sysctlfs -o red a /mnt': ")
+    assert "red" in line.partition("': ")[2]
+
+
 def test_commands_are_roots(world: SynthWorld) -> None:
     """What if a user writes to ctl, or owns the file but not the right?"""
     assert world.errno(world.open, "/kern/ctl", O_WRONLY, USER) == EACCES

@@ -1,0 +1,1 @@
+"""inet: the protocols of IPv4 and above. Counterpart: sys/netinet."""
