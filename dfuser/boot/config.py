@@ -19,6 +19,8 @@ from typing import Any, Final
 
 import attrs
 
+from dfuser.vfs.vnodetable import MAXVNODES, MINVNODES
+
 _UNITS: Final = MappingProxyType({"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40})
 _SIZE: Final = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _ENV: Final = "DFUSER_"
@@ -102,7 +104,8 @@ class Config:
         self._check("memory", self.memory >= MIN_MEMORY, "at least 4M")
         self._check("memory", self.memory % 4096 == 0, "a multiple of 4096")
         self._check("hostname", 0 < len(self.hostname) < 256, "1 to 255 characters")
-        self._check("maxvnodes", self.maxvnodes >= 0, "a count, or 0")
+        bounded = MINVNODES <= self.maxvnodes <= MAXVNODES
+        self._check("maxvnodes", not self.maxvnodes or bounded, "0 or 2000 to 4000000")
         roots = [spec for spec in self.world if spec.on == "/"]
         self._check("world", len(roots) == 1, "mounts of which exactly one is on /")
 

@@ -34,9 +34,9 @@ from dfuser.hw.host import Host
 from dfuser.kern.proc import ProcTable
 from dfuser.kern.procsig import cursig
 from dfuser.libkern.ddbcmd import DdbCommands
-from dfuser.libkern.errno import Panic
+from dfuser.libkern.errno import EINVAL, ENOENT, KError, Panic
 from dfuser.libkern.ktr import Ktr
-from dfuser.libkern.log import LOG_CRIT, LOG_ERR, LOG_WARNING, MsgBuf
+from dfuser.libkern.log import LOG_CRIT, LOG_ERR, LOG_INFO, LOG_WARNING, MsgBuf
 from dfuser.libkern.sysctl import SysctlTree
 from dfuser.libkern.sysinit import Sysinit, shutdown_steps, startup_steps
 from dfuser.lwkt import thread as lwkt_thread
@@ -47,6 +47,7 @@ from dfuser.lwkt.sleepq import synch_of
 from dfuser.lwkt.taskqueue import TaskQueues
 from dfuser.vfs.lockf import PosixLocks
 from dfuser.vfs.vfs import Vfs
+from dfuser.vfs.vnodetable import default_maxvnodes
 from dfuser.vm.page import VmPages
 
 from . import panic as _panic
@@ -110,6 +111,7 @@ class Kernel:
             pages=self.pages,
             ktr=self.ktr,
             msgbuf=self.msgbuf,
+            maxvnodes=config.maxvnodes or default_maxvnodes(config.memory, self.procs.maxproc),
         )
         self.world = World(self)
         self._owners: list[object] = [
@@ -144,20 +146,35 @@ class Kernel:
     # --- starting --------------------------------------------------------------------------
 
     def boot(self) -> None:
-        """Run every start-up step. Needs no event loop. Raises `KError` when a mount fails."""
+        """Run every start-up step. Needs no event loop.
+
+        Raises:
+            KError: a mount fails, or a setting of the configuration cannot be applied.
+        """
         self.ktr.attach(self.sysctl)
         for owner in self._owners:
             self._declare(owner)
         self._steps = startup_steps(self._owners)
         self.in_context(self._run_steps)
-        for name, value in self.config.sysctl.items():
-            self.sysctl.set(name, value)
-        for master in self.config.ktr:
-            self.ktr.master(master).mask = -1
+        self._apply_settings()
         self.state = BOOTED
         cpus, memory = len(self.lwkt.cpus), self.config.memory >> 20
         root = self.vfs.mounts.rootnch.mount.fromname
         self.log(f"{self.version}: {cpus} CPUs, {memory} MiB, root on {root}")
+
+    def _apply_settings(self) -> None:
+        """Set the variables and switch on the trace masters that the configuration names."""
+        for name, value in self.config.sysctl.items():
+            try:
+                self.sysctl.set(name, value)
+            except KError as error:
+                text = f"sysctl {name} = {value}: {error.strerror}"
+                raise KError(error.errno or EINVAL, text) from None
+        for name in self.config.ktr:
+            if name not in self.ktr.masters:
+                known = ", ".join(sorted(self.ktr.masters))
+                raise KError(ENOENT, f"there is no trace master {name!r}; there are {known}")
+            self.ktr.master(name).mask = -1
 
     def _run_steps(self) -> None:
         for step in self._steps:
@@ -233,7 +250,7 @@ class Kernel:
 
     # --- trouble ---------------------------------------------------------------------------
 
-    def log(self, text: str, level: int = 6) -> None:
+    def log(self, text: str, level: int = LOG_INFO) -> None:
         """A line in the kernel log."""
         self.msgbuf.log(level, text + "\n")
 

@@ -50,6 +50,9 @@ NSEC: Final = 1_000_000_000
 
 ErrorHandler = Callable[["Alarm", Exception], None]
 
+#: Linux's number of the clock its file systems stamp with (linux/time.h); Python does not name it.
+CLOCK_REALTIME_COARSE: Final = 5
+
 
 class Alarm(Protocol):
     """One deadline that can be set and moved."""
@@ -73,6 +76,13 @@ class Clock(Protocol):
 
     def realtime_ns(self) -> int:
         """Nanoseconds since 1970-01-01 00:00 UTC; may step."""
+
+    def filetime_ns(self) -> int:
+        """Calendar time as the host's kernel stamps files with it: in its ticks, never ahead.
+
+        FUSE brings times the host has taken itself (touch, utimes). Stamps of ours must be from
+        the same clock, or a file touched later could look older.
+        """
 
     def alarm(self, fn: Callable[[], None]) -> Alarm:
         """Make an idle alarm that will call fn as an interrupt."""
@@ -249,6 +259,8 @@ class VirtualClock(AlarmQueue):
         """The base plus monotonic time, plus the steps made."""
         return self._base + self._now
 
+    filetime_ns = realtime_ns
+
     def step(self, delta_ns: int) -> None:
         """Step the calendar forth or back, as an administrator or NTP does to a host."""
         self._base += delta_ns
@@ -311,6 +323,10 @@ class HostClock(AlarmQueue):
     def realtime_ns(self) -> int:
         """The host's calendar time."""
         return time.time_ns()
+
+    def filetime_ns(self) -> int:
+        """The host's coarse calendar time, a few milliseconds behind at most."""
+        return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
 
     def moved(self) -> None:
         """Move the wake-up time of the pump to the earliest deadline."""

@@ -17,7 +17,8 @@ rule about when a thread may run. A map, from the bottom up:
 `spinlock`, `serialize`, `refcount`  short exclusion; drivers against their interrupts; references
 `callout`, `sleepq`, `synch`         timers; sleep queues; tsleep and wakeup
 `lockmgr`, `mtx`, `condvar`, `wait`  locks and conditions a thread may sleep on
-`msgport`, `msgkinds`, `taskqueue`   message ports of all kinds; deferred work
+`msgport`, `msgthread`, `msgkinds`   messages and ports; the thread port; the other five kinds
+`msgapi`, `taskqueue`                the message calls of the paper's Table II; deferred work
 ======================  =========================================================================
 
 Counterpart: kern/lwkt_*.c, kern/kern_synch.c, kern/kern_timeout.c and their relatives.

@@ -215,7 +215,7 @@ class LwktCore:
         self.ipiqs.post(self.mycpu(), target, apply_args, func, args)
 
     def set_cpu(self, td: Thread, cpu: Cpu) -> None:
-        """``td`` belongs to another CPU from now on; its switches stay with those that made them."""
+        """Give ``td`` to another CPU; its switches stay with the one that made them."""
         td.cpu.switches_gone += td.switches
         cpu.switches_gone -= td.switches
         td.cpu = cpu

@@ -316,7 +316,8 @@ class InterruptCpu(GlobalData):
         must not suspend; to wait it becomes an ordinary thread (`Lwkt.adopt`). Panics unless
         `lendable`; a caller that meets such a CPU takes another one or adopts at once.
         """
-        if self.reqflags & RQF.STOPPED or (self.curthread and self.curthread.critcount):
+        cur = self.curthread
+        if self.reqflags & RQF.STOPPED or (cur is not None and cur.critcount):
             KKASSERT(self.lendable, "borrow: the CPU is stopped or spins in a critical section")
         td = self.borrowed.pop() if self.borrowed else self.lwkt.new_borrowed(cast("Cpu", self))
         td.lwp = lwp

@@ -352,6 +352,7 @@ class Lwkt(LwktCore):
             self.forget_thread(td)
         _thread.curthread = self.cpus[0].idle
 
+
 class _as_awaitable:
     """Lets a trap generator of the task driver be awaited."""
 

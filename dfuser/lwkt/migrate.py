@@ -129,8 +129,7 @@ def lwkt_free_thread(td: Thread) -> None:
     if td.task is not None and not td.flags & TDF.EXITING:
         panic(f"lwkt_free_thread: {td} has a task; it must exit")
     td.flags |= TDF.EXITING
-    td.func = None
-    td.args = ()
+    td.bury()
     td.cpu.lwkt.forget_thread(td)
 
 

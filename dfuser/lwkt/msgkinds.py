@@ -1,7 +1,7 @@
 """The six kinds of message port.
 
-* **thread**: owned by one thread, which alone receives. A put from the owner's CPU queues and
-  wakes; from another CPU it travels by IPI. The cheapest, and the rule.
+* **thread**: owned by one thread, which alone receives. The cheapest, and the rule: it has a file
+  of its own, `msgthread`.
 * **spin**: any thread may receive; waiters sleep on the port (or on the message, if it is
   synchronous) by tsleep.
 * **serialize**: like spin, with the caller's serializer held around every operation.
@@ -13,7 +13,7 @@ Counterpart: sys/kern/lwkt_msgport.c (the backends and lwkt_initport_*).
 Differs from DragonFly: a spin port needs no spinlock, because its operations run to completion; the
 rules that come with one (no suspension inside) hold by construction.
 Token and lock order: takes none but a serializer port's serializer, which the caller holds.
-Invariants: a thread port's queues are touched on its owner's CPU only.
+Invariants: those of `msgport` and `msgthread`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
-from dfuser.libkern.errno import EASYNC, EINTR, ENOENT, KKASSERT, panic
+from dfuser.libkern.errno import EASYNC, KKASSERT, panic
 from dfuser.libkern.param import PCATCH, PINTERLOCKED
 
 from . import thread as _thread
 from .msgport import MSGF, LwktMsg, Port, PortOps
-from .msgthread import THREAD_OPS, ThreadPort, owner_of, take_reply, thread_dropmsg, thread_putport
+from .msgthread import THREAD_OPS, ThreadPort, owner_of, take_reply, thread_dropmsg
 from .synch import tsleep, tsleep_interlock, wakeup, wakeup_mycpu, zsleep
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def initport_thread(td: Thread, name: str = "", ops: PortOps = THREAD_OPS) -> Po
     """A port that only ``td`` receives from. Counterpart: lwkt_initport_thread.
 
     ``ops`` may be a variant of THREAD_OPS with a ``putport`` of its own, which may serve messages
-    at once or fall back to `thread_putport`.
+    at once or fall back to `msgthread.thread_putport`.
     """
     if ops is THREAD_OPS:
         return ThreadPort(name or td.name, td)

@@ -167,12 +167,7 @@ class LwktMsg:
         assert port is not None
         td = port.receiver
         cur = _thread.curthread
-        if (
-            self.flags == _SYNC
-            and td is not None
-            and td.cpu is cur.cpu
-            and not port.ktr.mask
-        ):
+        if self.flags == _SYNC and td is not None and td.cpu is cur.cpu and not port.ktr.mask:
             # thread_replyport, written out for the answer to a plain domsg of the same CPU.
             self.flags = _ANSWERED
             self.error = error

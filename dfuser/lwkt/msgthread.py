@@ -242,6 +242,8 @@ class ThreadPort(Port):
 
     __slots__ = ()
 
+    receiver: Thread
+
     def __init__(self, name: str, td: Thread) -> None:
         super().__init__(THREAD_OPS, name, td=td)
         self.receiver = td

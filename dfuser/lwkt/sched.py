@@ -58,11 +58,11 @@ class Outcome:
 
 #: Task threads take a real trio checkpoint after this many switches that found nobody else.
 _SELF_SWITCH_LIMIT: Final = 64
-#: `Cpu.run` looks at the clock once in so many steps; when the time between two looks was long, at
-#: every step, and when it was short, at every fourth of these.
+#: `Cpu.run` looks at the clock once in so many steps; after every step when the time since the last
+#: look was long, and four times less often when it was short.
 _LOOK_STEPS: Final = 8
 _LONG_STEPS_NS: Final = 60_000
-_SHORT_STEPS_NS: Final = 15_000
+_SHORT_STEPS_NS: Final = 30_000
 
 #: The names of `thread`: storing ``curthread`` through the dictionary costs a third of an
 #: assignment to the module's attribute, and the loop does it at every step.
@@ -72,7 +72,7 @@ _reschedule = trio.lowlevel.reschedule
 _checkpoint = trio.lowlevel.cancel_shielded_checkpoint
 _TASK: Final = TDF.TASK
 
-#: With this a task thread is woken. It is told by identity and never unwrapped, so one does for all.
+#: With this a task thread is woken. It is known by identity and never unwrapped: one is enough.
 WOKEN: Final = outcome.Value(None)
 
 
@@ -348,7 +348,7 @@ def park_trap(abort: Callable[[Any], trio.lowlevel.Abort]) -> Any:
     its two coroutines and the object anew, and an outcome for each waking, would be a third of what
     a switch between two tasks costs.
     """
-    waiting = trio.lowlevel.wait_task_rescheduled(abort)
+    waiting = trio.lowlevel.wait_task_rescheduled(abort)  # noqa: ASYNC105 - driven by hand
     trap = waiting.send(None)
     waiting.close()
     return trap

@@ -112,7 +112,7 @@ curthread: Thread = cast("Thread", None)
 #: Requests a CPU serves in `Cpu.splz`; the same value as ``sched.RQF.PENDING``.
 RQF_PENDING: Final = 0x0007
 
-#: What a coroutine thread yields to its CPU's loop, and what `Thread.send` of a task thread returns.
+#: What a coroutine thread yields to its CPU's loop; HANDED is what resuming a task thread returns.
 SWITCH: Final = None
 PAUSE: Final = 1
 HANDED: Final = 2
@@ -227,6 +227,7 @@ class Thread:
         """The body has ended: let go of it, and of what refers back to the thread."""
         self.body = None
         self.func = None
+        self.args = ()
         self.trap = None
         self.send = _resumed_after_exit
 

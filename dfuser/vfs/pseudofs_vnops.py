@@ -169,7 +169,7 @@ class PfsOps(VnodeOps):
         node = self.node(vp)
         uid, gid = node.owner()
         fs = self.fs
-        when = node.timestamp() or fs.times or fs.vfs.clock.realtime_ns()
+        when = node.timestamp() or fs.times or fs.vfs.now()
         return Vattr(
             type=vp.type,
             mode=node.mode(),

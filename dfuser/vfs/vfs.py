@@ -125,7 +125,7 @@ class Vfs:
 
         Counterpart: vfs_timestamp.
         """
-        now = self.clock.realtime_ns()
+        now = self.clock.filetime_ns()
         grain = _GRAIN[self.timestamp_precision]
         return now - now % grain
 

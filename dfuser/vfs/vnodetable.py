@@ -39,6 +39,16 @@ if TYPE_CHECKING:
 #: Bounds of kern.maxvnodes. Counterpart: MINVNODES, MAXVNODES (kern/vfs_subr.c).
 MINVNODES: Final = 2000
 MAXVNODES: Final = 4_000_000
+#: Memory above which kern.maxvnodes grows twice as fast. Counterpart: MAXVNBREAKMEM.
+MAXVNBREAKMEM: Final = 1 << 30
+#: Bytes of memory for each vnode: 50 times what a vnode and its VM object take, about 1 KiB.
+MEMORY_A_VNODE: Final = 50 << 10
+
+
+def default_maxvnodes(memory: int, maxproc: int) -> int:
+    """kern.maxvnodes for so many bytes of memory. Counterpart: vfs_subr_init (kern/vfs_subr.c)."""
+    count = (memory + max(0, memory - MAXVNBREAKMEM)) // MEMORY_A_VNODE
+    return max(MINVNODES, min(max(count, maxproc * 8), MAXVNODES))
 
 
 class VnodeStatistics(NamedTuple):

@@ -324,6 +324,7 @@ _REPLIES: Final = MappingProxyType(
         Opcode.SETLKW: _empty,
         Opcode.ACCESS: _empty,
         Opcode.CREATE: _create,
+        Opcode.INTERRUPT: _empty,
         Opcode.BMAP: _fixed(o.BMAP_OUT),
         Opcode.DESTROY: _empty,
         Opcode.IOCTL: _ioctl,

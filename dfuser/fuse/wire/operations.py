@@ -1,6 +1,6 @@
 """All operations of the protocol in one table, with what dfuser answers.
 
-`OPERATIONS` has a row an opcode; docs/fuse-protocol.md shows the same rows and a test compares them.
+`OPERATIONS` has a row an opcode; docs/fuse-protocol.md shows the same rows, and a test compares.
 `refuse` is the part of the policy that needs no file system: the Linux error number with which an
 operation is answered whatever it says. Mind what ENOSYS means to the kernel: for most operations it
 is remembered, and the operation is never sent again on this connection. That is what a refusal
@@ -178,6 +178,6 @@ def refusal(opcode: int) -> int:
 
 
 def has_reply(opcode: int) -> bool:
-    """Whether the kernel waits for a reply; an unknown operation always gets one."""
+    """Whether the kernel takes a reply; an unknown operation always gets one."""
     row = BY_OPCODE.get(opcode)
     return row is None or bool(row.reply)

@@ -248,10 +248,10 @@ class Ip6Chain(NamedTuple):
                 something behind a real fragment header, more than `walk` accepts, or a `proto`
                 that is itself an extension header.
         """
-        following = [header.proto for header in self.headers[1:]] + [self.proto]
+        protos = [header.proto for header in self.headers] + [self.proto]
         options = 0
         raw = b""
-        for index, (header, nxt) in enumerate(zip(self.headers, following, strict=True)):
+        for index, (header, nxt) in enumerate(zip(self.headers, protos[1:], strict=True)):
             options += _check_place(header, index, index == len(self.headers) - 1)
             try:
                 raw += header.pack(nxt)

@@ -159,7 +159,7 @@ class DevfsOps(VnodeOps):
         gid = vap.gid if vap.gid is not None else node.gid
         if vap.mode is not None:
             mode = helper_chmod(vap.mode, node.uid, gid, cred)
-        now = self.fs.vfs.clock.realtime_ns()
+        now = self.fs.vfs.now()
         node.mode = mode
         node.gid = gid
         node.uid = vap.uid if vap.uid is not None else node.uid
@@ -215,7 +215,7 @@ class DevfsOps(VnodeOps):
         node = self._dir(vp)
         if cookie < 0:
             raise KError(EINVAL)
-        node.atime = self.fs.vfs.clock.realtime_ns()
+        node.atime = self.fs.vfs.now()
         parent = node.parent if node.parent is not None else node
         out: list[Dirent] = []
         if cookie < COOKIE_DOT:
@@ -395,7 +395,7 @@ class DevfsSpecOps(DevfsOps):
         data = own.dev.ops.d_read(own.dev, offset, size, ioflag, own.priv)
         node: DevfsNode | None = vp.data
         if node is not None:
-            node.atime = self.fs.vfs.clock.realtime_ns()
+            node.atime = self.fs.vfs.now()
             vp.attr_changed()
         return data
 
@@ -409,7 +409,7 @@ class DevfsSpecOps(DevfsOps):
         taken = own.dev.ops.d_write(own.dev, offset, data, ioflag, own.priv)
         node: DevfsNode | None = vp.data
         if node is not None:
-            node.mtime = node.ctime = self.fs.vfs.clock.realtime_ns()
+            node.mtime = node.ctime = self.fs.vfs.now()
             vp.attr_changed()
         return taken
 

@@ -220,7 +220,7 @@ class DevfsMount:
     # --- nodes -------------------------------------------------------------------------------
 
     def _node(self, vtype: VType, name: bytes) -> DevfsNode:
-        node = DevfsNode(vtype, name, self._next_ino, self.vfs.clock.realtime_ns())
+        node = DevfsNode(vtype, name, self._next_ino, self.vfs.now())
         self.nodes[self._next_ino] = node
         self._next_ino += 1
         self.created += 1
@@ -277,7 +277,7 @@ class DevfsMount:
         if parent is None:
             return
         del parent.children[node.name]
-        parent.mtime = parent.ctime = self.vfs.clock.realtime_ns()
+        parent.mtime = parent.ctime = self.vfs.now()
         self.changed(parent)
         node.parent = None
         node.flags &= ~DEVFS.LINKED

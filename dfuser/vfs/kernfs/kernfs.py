@@ -131,4 +131,4 @@ class KernfsVfsOps(PfsVfsOps):
 
     def times(self, vfs: Vfs) -> int | None:
         """The time of the mount."""
-        return vfs.clock.realtime_ns()
+        return vfs.now()

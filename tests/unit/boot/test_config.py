@@ -60,6 +60,7 @@ def test_a_world_of_ones_own(tmp_path: Path) -> None:
         ('ncpu = "many"', "ncpu: not a whole number: 'many'"),
         ("ncpu = 1.5", "ncpu: not a whole number: 1.5"),
         ("seed = true", "seed: not a whole number: True"),
+        ("maxvnodes = 1999", "maxvnodes = 1999 .* is not 0 or 2000 to 4000000"),
         ("memory = 1.5", "memory: 1.5 is not a size"),
         ("world = [1]", r"world is a list of \[\[world\]\] tables"),
         (

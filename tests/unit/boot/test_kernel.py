@@ -16,7 +16,7 @@ from dfuser.boot.config import Config, MountSpec
 from dfuser.boot.kernel import Kernel
 from dfuser.hw.fake import FakeHost
 from dfuser.hw.host import Host
-from dfuser.libkern.errno import ENODEV, KError, Panic
+from dfuser.libkern.errno import EINVAL, ENODEV, ENOENT, EPERM, KError, Panic
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt import thread as lwkt_thread
 from dfuser.vfs.syscalls import (
@@ -27,6 +27,7 @@ from dfuser.vfs.syscalls import (
     kern_read,
     kern_write,
 )
+from dfuser.vfs.vnodetable import default_maxvnodes
 
 MEMORY = 16 << 20
 ROOT = Ucred.root()
@@ -71,6 +72,38 @@ def test_the_default_world_is_there(kernel: Kernel) -> None:
     assert on == ["/", "/tmp", "/dev", "/proc", "/sysctl", "/kern"]
     assert b"ctl" in kernel.in_context(read_all, kernel, "/kern/README")
     assert kernel.in_context(read_all, kernel, "/sysctl/kern/ostype") == b"DragonFly\n"
+
+
+def test_the_limit_of_vnodes_is_set_or_follows_memory(tmp_path: Path) -> None:
+    # What if kern.maxvnodes is configured, and what if it is not?
+    kernel = make(tmp_path, maxvnodes=3000)
+    assert kernel.vfs.vnodes.maxvnodes == 3000
+    kernel.stop()
+    assert default_maxvnodes(16 << 20, 100) == 2000
+    assert default_maxvnodes(1 << 30, 100) == (1 << 30) // 51200
+    assert default_maxvnodes(4 << 30, 100) == (7 << 30) // 51200
+    assert default_maxvnodes(1 << 20, 1000) == 8000
+    assert default_maxvnodes(1 << 40, 1000) == 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "complaint"),
+    [
+        ({"sysctl": {"kern.maxvnodes": "5"}}, EINVAL, "sysctl kern.maxvnodes = 5: .*2000"),
+        ({"sysctl": {"kern.nosuch": "5"}}, ENOENT, "sysctl kern.nosuch = 5"),
+        ({"sysctl": {"kern.nprocs": "5"}}, EPERM, "sysctl kern.nprocs = 5"),
+        ({"ktr": ("nosuch",)}, ENOENT, "no trace master 'nosuch'; there are callout, "),
+    ],
+)
+def test_settings_that_cannot_be_applied(
+    tmp_path: Path, settings: dict[str, object], error: int, complaint: str
+) -> None:
+    # What if a file asks for a variable or a trace master that is not there, or a bad value?
+    kernel = make(tmp_path, **settings)
+    with pytest.raises(KError, match=complaint) as caught:
+        kernel.boot()
+    assert caught.value.errno == error
+    kernel.stop()
 
 
 def test_daemons_run_on_virtual_time(kernel: Kernel) -> None:

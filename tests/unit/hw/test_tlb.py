@@ -11,6 +11,7 @@ from hypothesis import Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -60,7 +61,8 @@ ACCESSES = (
 )  # fmt: skip
 SMALL_PAGES = 24
 LARGE = 1 << 21
-ADDRESSES = [n << 12 for n in range(SMALL_PAGES)] + [LARGE + (n << 12) for n in (0, 1, 511)]
+FEW = [0x0000, 0x1000, 0x2000, 0x3000, LARGE, LARGE + 0x1000, LARGE + 0x1FF000]
+"""The addresses of the state machine: so few that they meet in the TLB again and again."""
 
 
 class Known(NamedTuple):
@@ -89,7 +91,7 @@ class Machine:
                 self.tables.pte_store(here, here + 0x1000 | FULL)
         self.mmu = Mmu(self.tables, features, capacity)
         self.mmu.tlb = kind(self.mmu.walker, capacity)
-        self.mmu.translate = self.mmu.tlb.translate
+        self.mmu.translate, self.mmu.lookup = self.mmu.tlb.translate, self.mmu.tlb.lookup
         self.mmu.mov_cr3(ROOTS[0])
 
     def pte(self, root: int, page: int) -> int:
@@ -105,14 +107,16 @@ class Machine:
         self.physmem.close()
 
 
-entries = st.builds(
-    lambda frame, *flags: frame << 12 | sum(flags),
-    st.integers(0, 30),
-    *[
-        st.sampled_from([0, flag] if flag != X86_PG_V else [flag, flag, flag, 0])
-        for flag in (X86_PG_V, X86_PG_RW, X86_PG_U, X86_PG_A, X86_PG_M, X86_PG_G, X86_PG_NX)
-    ],
+flags = st.builds(
+    lambda *bits: sum(bits),
+    st.sampled_from([X86_PG_V] * 7 + [0]),
+    st.sampled_from([X86_PG_RW] * 3 + [0]),
+    st.sampled_from([X86_PG_U] * 3 + [0]),
+    st.sampled_from([0, X86_PG_A | X86_PG_M]),
+    st.sampled_from([0, 0, X86_PG_G]),
+    st.sampled_from([0, 0, 0, X86_PG_NX]),
 )
+touches = st.lists(st.tuples(st.sampled_from(FEW), st.sampled_from(ACCESSES)), min_size=1)
 
 
 class TlbMachine(RuleBasedStateMachine):
@@ -132,6 +136,13 @@ class TlbMachine(RuleBasedStateMachine):
         self.local: dict[int, set[Known]] = {}
         self.glob: set[Known] = set()
 
+    @initialize(pcide=st.booleans(), glob=st.sets(st.sampled_from(FEW)))
+    def map_everything(self, pcide: bool, glob: set[int]) -> None:
+        for space in (0, 1):
+            for number, va in enumerate(FEW):
+                self.store(space, va, number, FULL | X86_PG_G * (va in glob))
+        self.load_cr4(True, pcide, False)
+
     def teardown(self) -> None:
         self.machine.close()
 
@@ -149,23 +160,37 @@ class TlbMachine(RuleBasedStateMachine):
             pge=bool(regs.cr4 & CR4_PGE),
         )
 
-    @rule(space=st.integers(0, 1), page=st.integers(0, SMALL_PAGES - 1), entry=entries)
-    def change_entry(self, space: int, page: int, entry: int) -> None:
+    def store(self, space: int, va: int, frame: int, flags: int) -> None:
         """Software writes an entry and tells nobody."""
         root = ROOTS[space]
-        self.machine.tables.pte_store(self.machine.pte(root, page), entry)
-
-    @rule(space=st.integers(0, 1), large=st.booleans(), entry=entries)
-    def change_directory(self, space: int, large: bool, entry: int) -> None:
-        """Software makes the second 2 MiB one large page, or small ones, or nothing."""
-        root = ROOTS[space]
-        if large:
-            value = entry & ~0x1FF000 | X86_PG_PS | (entry & 0x3000) << 9
+        if va < LARGE:
+            entry = frame + 0x100 * space << 12 | flags
+            self.machine.tables.pte_store(self.machine.pte(root, va >> 12), entry)
         else:
-            value = root + 0x3000 | FULL
-        self.machine.tables.pte_store(self.machine.pde(root), value)
+            entry = frame + 0x100 * space << 21 | flags | X86_PG_PS
+            self.machine.tables.pte_store(self.machine.pde(root), entry)
 
-    @rule(va=st.sampled_from(ADDRESSES), access=st.sampled_from(ACCESSES))
+    @rule(va=st.sampled_from(FEW), frame=st.integers(0, 9), flags=flags, uses=touches)
+    def change_entry(self, va: int, frame: int, flags: int, uses: list[tuple[int, int]]) -> None:
+        """Software changes an entry that is in use, and programs go on."""
+        self.touch(va, ACCESS_READ)
+        self.store(ROOTS.index(self.mmu.regs.root), va, frame, flags)
+        self.touch(va, uses[0][1])
+        self.use(uses)
+
+    @rule(uses=touches)
+    def split(self, uses: list[tuple[int, int]]) -> None:
+        """Software makes small pages of a large one; 512 of them, of which the first few exist."""
+        root = self.mmu.regs.root
+        self.machine.tables.pte_store(self.machine.pde(root), root + 0x3000 | FULL)
+        self.use(uses)
+
+    @rule(uses=touches)
+    def use(self, uses: list[tuple[int, int]]) -> None:
+        """Programs run."""
+        for va, access in uses:
+            self.touch(va, access)
+
     def touch(self, va: int, access: int) -> None:
         """A program uses an address."""
         kind = "fetch" if access & ACCESS_FETCH else "write" if access & ACCESS_WRITE else "read"
@@ -223,7 +248,7 @@ class TlbMachine(RuleBasedStateMachine):
         for place in places:
             place -= {known for known in place if hit(known)}
 
-    @rule(va=st.sampled_from(ADDRESSES))
+    @rule(va=st.sampled_from(FEW))
     def invlpg(self, va: int) -> None:
         self.mmu.invlpg(va)
         self.forget(va, self.pcid, glob=True)
@@ -258,7 +283,7 @@ class TlbMachine(RuleBasedStateMachine):
     def load_cr0(self, wp: bool) -> None:
         self.mmu.mov_cr0(CR0_KERNEL if wp else CR0_KERNEL & ~CR0_WP)
 
-    @rule(kind=st.integers(0, 3), pcid=st.integers(0, 2), va=st.sampled_from(ADDRESSES))
+    @rule(kind=st.integers(0, 3), pcid=st.integers(0, 2), va=st.sampled_from(FEW))
     def invpcid(self, kind: int, pcid: int, va: int) -> None:
         pcid = pcid if self.mmu.regs.pcide else 0
         self.mmu.invpcid(kind, pcid, va)
@@ -272,7 +297,7 @@ class TlbMachine(RuleBasedStateMachine):
                 self.glob.clear()
 
     @precondition(lambda self: self.mmu.statistics().entries > 8)
-    @rule(capacity=st.integers(16, 40))
+    @rule(capacity=st.integers(16, 20))
     def resize(self, capacity: int) -> None:
         self.mmu.tlb.resize(capacity)
         self.local.clear()
@@ -288,7 +313,7 @@ class TlbMachine(RuleBasedStateMachine):
 
 
 TestTlb = TlbMachine.TestCase
-TestTlb.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestTlb.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
 class TestTlbLong(TlbMachine.TestCase):  # type: ignore[name-defined,misc]
@@ -394,8 +419,8 @@ def test_wrong_tlbs_are_caught(wrong: type[Tlb]) -> None:
         kind = wrong
 
     search = settings(
-        max_examples=2000,
-        stateful_step_count=60,
+        max_examples=400,
+        stateful_step_count=40,
         deadline=None,
         derandomize=True,
         database=None,
@@ -483,8 +508,7 @@ def test_global_pages_survive_cr3_and_not_a_toggle_of_pge(machine: Machine) -> N
     """What if the kernel's pages were dropped at each context switch, or never?"""
     mmu = machine.mmu
     for root in ROOTS:
-        at = machine.pte(root, 1)
-        machine.tables.pte_store(at, 0x8000 | FULL | X86_PG_G)
+        machine.tables.pte_store(machine.pte(root, 1), 0x8000 | FULL | X86_PG_G)
     mmu.translate(0, ACCESS_READ)
     mmu.translate(0x1000, ACCESS_READ)
     mmu.mov_cr3(ROOTS[1])
