@@ -17,6 +17,8 @@ is itself a guest may offer a software KVM (PVM), which walks them in its own C 
 ring 0 instruction by instruction, and keeps shadow tables. ``selftest`` finds out what matters and
 answers a ``KvmReport``; on PVM expect ``stale_ptes`` (a present entry changed by the host is not
 seen until the memory slot is set anew: ``KvmVcpu.reset_memory``) and ``syscall_stays_user``.
+There, too, the 512 GiB from 0xffff800000000000 belong to the host: a user access to them may fault
+with a reserved-bit error code (0xd) whatever our tables say, so nothing should be mapped there.
 
 Source: the kernel's Documentation/virt/kvm/api.rst; Intel SDM volume 3, chapters 5, 6 and 7 for
     segments, interrupts and tasks.

@@ -226,9 +226,7 @@ class InterruptCpu(GlobalData):
         if self.curthread is None and self.runmask and self.loop_parked:
             self.kick()
 
-    def _run_interrupt(
-        self, base: Thread, fn: Callable[..., None], args: tuple[Any, ...]
-    ) -> None:
+    def _run_interrupt(self, base: Thread, fn: Callable[..., None], args: tuple[Any, ...]) -> None:
         prev = _thread.curthread
         _thread.curthread = base
         base.critcount += 1

@@ -18,6 +18,9 @@ freezes as soon as it wakes, until the CPU is restarted.
 Fairness towards the host: a loop returns after so many steps or 500 us, whichever is first; a task
 thread that keeps electing itself takes a real trio checkpoint after 64 times or 500 us.
 
+`Cpu.run` and `task_switch` are hot and written flat: no call, no attribute of a module and no test
+more than the usual switch needs; whatever is unusual goes through `elect`.
+
 Counterpart: lwkt_switch (kern/lwkt_thread.c) and struct globaldata (sys/globaldata.h).
 Differs from DragonFly: a thread whose tokens are not to be had is passed over and its CPU is kicked
 when a token is released, where DragonFly polls.
@@ -64,8 +67,8 @@ _LOOK_STEPS: Final = 8
 _LONG_STEPS_NS: Final = 60_000
 _SHORT_STEPS_NS: Final = 30_000
 
-#: The names of `thread`: storing ``curthread`` through the dictionary costs a third of an
-#: assignment to the module's attribute, and the loop does it at every step.
+#: The names of `thread`: storing ``curthread`` through the dictionary costs half of what assigning
+#: the attribute of the module does, and the loop does it at every step.
 _register: Final = vars(_thread)
 
 _reschedule = trio.lowlevel.reschedule

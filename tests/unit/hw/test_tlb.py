@@ -320,7 +320,7 @@ class TestTlbLong(TlbMachine.TestCase):  # type: ignore[name-defined,misc]
     """The same, for longer."""
 
     pytestmark = pytest.mark.slow
-    settings = settings(max_examples=1500, stateful_step_count=80, deadline=None)
+    settings = settings(max_examples=600, stateful_step_count=80, deadline=None)
 
 
 class InvlpgKeepsGlobal(Tlb):
