@@ -12,6 +12,7 @@ millions of entries a second, best round, with numpy where it is installed and w
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import statistics
@@ -143,11 +144,15 @@ def rows(world: World) -> dict[str, Row]:
         world.flags(0, FULL | USED)()
         hits()
 
+    def empty() -> None:
+        world.mmu.tlb.flush()
+
     good = world.flags(0, FULL | USED)
     small = walks(addresses)
     return {
         "bare walk": Row(good, bare),
         "TLB hit": Row(fill, hits),
+        "TLB miss": Row(empty, hits),
         "walk": Row(good, small),
         "walk, sets A and D": Row(world.flags(USED, FULL), small),
         "walk, 2 MiB page": Row(good, walks(large)),
@@ -216,14 +221,14 @@ def scans(
         for run in runs:
             scanner.update(run, X86_PG_V, X86_PG_V, add=X86_PG_RW)
 
-    addresses: Any = world.addresses * 4
+    addresses: Any = world.addresses * 64
     if scanner.vectorised:
-        addresses = __import__("numpy").array(addresses, dtype="uint64")
+        addresses = importlib.import_module("numpy").array(addresses, dtype="uint64")
     return [
         ("scan, count dirty", SCANNED, count),
         ("scan, write-protect and back", 2 * SCANNED, update),
         (
-            "probe_many of 4,096",
+            "probe_many",
             len(addresses),
             lambda: scanner.probe_many(world.mmu.walker, addresses),
         ),

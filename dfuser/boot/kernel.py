@@ -80,6 +80,8 @@ class Kernel:
         self.failures = 0
         self._made_at = self.host.clock.monotonic_ns()
         self._stop_requested: trio.Event | None = None
+        #: The wait for the threads to end; a panic among them stops the CPUs, so it begins anew.
+        self._ending = trio.CancelScope()
         self._on_panic: list[Callable[[], None]] = []
         self._make()
 
@@ -204,7 +206,10 @@ class Kernel:
                 self.in_context(self.world.start_daemons)
                 task_status.started()
                 await self._stop_requested.wait()
-                await self._stop_threads()
+                with self._ending:
+                    await self._stop_threads()
+                if self._ending.cancelled_caught:
+                    await self.lwkt.shutdown()
                 nursery.cancel_scope.cancel()
         finally:
             self.stop()
@@ -285,6 +290,7 @@ class Kernel:
         for fn in self._on_panic:
             fn()
         self.request_stop()
+        self._ending.cancel()
 
     def panicked(self, exc: Panic) -> None:
         """`panic` for a `Panic` met while serving a request."""

@@ -32,6 +32,7 @@ Invariants: the PhysMem cannot be closed before the VM; ``close`` leaves no desc
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -51,17 +52,11 @@ from dfuser.hw.mmu.pte import (
 )
 from dfuser.hw.mmu.regs import CR0_KERNEL, CR4_KERNEL, EFER_KERNEL
 from dfuser.hw.physmem import PhysMem
-from dfuser.libkern.param import PAGE_SHIFT, PAGE_SIZE
+from dfuser.libkern.param import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE
 
 KVM_DEVICE: Final = "/dev/kvm"
 KVM_API_VERSION: Final = 12
-
-
-def _ioc(direction: int, number: int, size: int) -> int:
-    """Build an ioctl number of KVM: direction 1 writes to the kernel, 2 reads, 3 does both."""
-    return direction << 30 | size << 16 | 0xAE00 | number
-
-
+# ioctl numbers: direction << 30 | size << 16 | 0xAE00 | number.
 KVM_GET_API_VERSION: Final = 0xAE00
 KVM_CREATE_VM: Final = 0xAE01
 KVM_CHECK_EXTENSION: Final = 0xAE03
@@ -162,6 +157,14 @@ class KvmExit(NamedTuple):
     cr2: int
 
 
+class KvmStatistics(NamedTuple):
+    """What one virtual CPU did: runs, how many of them ended in an exception, memory resets."""
+
+    runs: int
+    exceptions: int
+    resets: int
+
+
 def _segment(selector: int, kind: int, dpl: int, *, code: bool = False) -> bytes:
     """Build a struct kvm_segment for a flat code or data segment."""
     return SEGMENT.pack(
@@ -180,6 +183,7 @@ class KvmVcpu:
 
     Raises:
         KvmUnavailable: there is no usable KVM here.
+        ValueError: the firmware's frames are not all in memory, or its address is no page's.
 
     Attributes:
         maxphyaddr: bits of a physical address, as the guest's CPUID says.
@@ -187,13 +191,17 @@ class KvmVcpu:
     """
 
     __slots__ = ("_cpu", "_fds", "_frame", "_host", "_memory", "_pin", "_run", "_segments",
-                 "_stack", "at", "maxphyaddr", "page1gb")  # fmt: skip
+                 "_stack", "at", "exceptions", "maxphyaddr", "page1gb", "resets",
+                 "runs")  # fmt: skip
 
     def __init__(self, physmem: PhysMem, firmware: int, at: int, device: str = KVM_DEVICE) -> None:
+        if not 0 <= firmware <= physmem.npages - FIRMWARE_PAGES or at & PAGE_MASK:
+            raise ValueError(f"no firmware fits at frame {firmware}, linear address {at:#x}")
         self._fds: list[int] = []
         self._pin = physmem.buf[:]
         self._memory = physmem
         self.at = at
+        self.runs = self.exceptions = self.resets = 0
         self._run: mmap.mmap | None = None
         try:
             self._open(device)
@@ -289,10 +297,13 @@ class KvmVcpu:
         """Write model-specific registers of the guest.
 
         Raises:
-            OSError: the host refuses one.
+            OSError: the host refuses one; those before it are written.
         """
         entries = b"".join(struct.pack("<IIQ", index, 0, value) for index, value in msrs.items())
-        fcntl.ioctl(self._cpu, KVM_SET_MSRS, struct.pack("<II", len(msrs), 0) + entries)
+        table = bytearray(struct.pack("<II", len(msrs), 0) + entries)
+        done = fcntl.ioctl(self._cpu, KVM_SET_MSRS, table)
+        if done != len(msrs):
+            raise OSError(errno.EINVAL, f"MSR {list(msrs)[done]:#x} refused")
 
     def load(self, *, cr0: int, cr3: int, cr4: int, efer: int, cpl: int) -> None:
         """Set the control registers and the privilege level for the runs that follow.
@@ -337,7 +348,8 @@ class KvmVcpu:
         REGS.pack_into(run, RUN_REGS, *regs)
         start = run[RUN_SREGS : RUN_SREGS + 312]
         struct.pack_into("<Q", run, RUN_DIRTY_REGS, SYNC_REGS | SYNC_SREGS)
-        fcntl.ioctl(self._cpu, KVM_RUN, 0)
+        self.runs += 1
+        self._enter()
         (reason,) = struct.unpack_from("<I", run, RUN_EXIT_REASON)
         if reason != KVM_EXIT_IO:
             raise KvmUnavailable(f"the guest stopped with exit reason {reason}")
@@ -348,11 +360,21 @@ class KvmVcpu:
         run[RUN_SREGS : RUN_SREGS + 312] = start
         if port >= VECTORS:
             return KvmExit(port, 0, here, cs, cr2)
+        self.exceptions += 1
         words = 6 if port in ERROR_CODE_VECTORS else 5
         frame = self._memory.read(self._frame - 8 * words, 8 * words)
         error = struct.unpack_from("<Q", frame)[0] if words == 6 else 0
         rip, cs = struct.unpack_from("<QQ", frame, 8 * (words - 5))
         return KvmExit(port, error, rip, cs, cr2)
+
+    def _enter(self) -> None:
+        """Enter the guest, again where a signal to this process came between."""
+        while True:
+            try:
+                fcntl.ioctl(self._cpu, KVM_RUN, 0)
+            except InterruptedError:
+                continue
+            return
 
     def register(self, name: str) -> int:
         """Read a general register as the last exit left it."""
@@ -361,8 +383,13 @@ class KvmVcpu:
 
     def reset_memory(self) -> None:
         """Make the host forget every shadow of our page tables: the slot goes and comes back."""
+        self.resets += 1
         self._slot(0)
         self._slot(self._memory.size)
+
+    def statistics(self) -> KvmStatistics:
+        """Count what it did."""
+        return KvmStatistics(self.runs, self.exceptions, self.resets)
 
     def close(self) -> None:
         """Destroy the VM. A second call does nothing."""

@@ -8,8 +8,8 @@ fits one digit do in C what a loop would do in bytecode.
 
 Above two kilobytes the division, which is linear but slow for each digit, is paid once for
 rows of 4096 bytes that are added up first (adding is much cheaper than dividing): 64 KiB then
-take about half the time. Summing ``memoryview.cast("Q")`` is three to seven times slower at
-every size, because each item becomes an object. ``benchmarks/wire.py`` measures the variants.
+take about half the time. Summing ``memoryview.cast("Q")`` is two to five times slower at every
+size, because each item becomes an object. ``benchmarks/wire.py`` measures the variants.
 
 One trap: a remainder of 0 stands for both zeroes of ones' complement. The sum is 0x0000 only if
 every word is zero, and 0xFFFF otherwise, so `in_fold` looks at the number before it is reduced.

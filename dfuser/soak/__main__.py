@@ -8,7 +8,7 @@ A failure of `run` names a load and a seed; `load` with that seed does the same 
 0 when nothing is wrong, 1 when something is, 2 for a wrong command line.
 
 Counterpart: none.
-Differs from DragonFly: nothing known.
+Differs from DragonFly: an addition.
 Token/lock order: takes none; it is a host program.
 Invariants: only this module of the package writes to the standard output.
 """

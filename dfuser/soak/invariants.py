@@ -5,7 +5,7 @@ du rely on: link counts, the inode numbers that readdir and stat tell, one numbe
 parent that `..` leads to, and, on a mount of its own, the sums that statfs tells.
 
 Counterpart: sbin/fsck (the rules, not the program: this one only sees what user programs see).
-Differs from DragonFly: nothing known.
+Differs from DragonFly: an addition: there fsck looks at the volume itself.
 Token/lock order: takes none; it is a host program.
 Invariants: these are it. The walk stays on one file system, as `find -xdev` does.
 """

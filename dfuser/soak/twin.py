@@ -5,7 +5,7 @@ twin run also judges what the model leaves out; and where the model itself is wr
 testers disagree, which is how a model is kept honest.
 
 Counterpart: none.
-Differs from DragonFly: nothing known.
+Differs from DragonFly: an addition.
 Token/lock order: takes none; it is a host program.
 Invariants: after every operation both directories hold the same tree.
 """

@@ -54,7 +54,7 @@ from dfuser.hw.mmu.walk import (
 SCALAR_BELOW: Final = 64
 """Fewer addresses than this are walked one by one: numpy costs some 40 us before the first."""
 
-PORTION: Final = 4096
+PORTION: Final = 8192
 """So many addresses are walked together."""
 
 
@@ -259,20 +259,32 @@ class BatchScanner:
         u64 = numpy.uint64
         present, low, frame = u64(X86_PG_V), u64(NPTEPG - 1), u64(PG_FRAME)
         bad = vas + u64(masks.half) & u64(masks.canonical)
-        entry, both, either = u64(masks.root << 3), u64(PTE_BITS), u64(0)
+        both = numpy.full(len(vas), PTE_BITS, dtype=u64)
+        either = numpy.zeros(len(vas), dtype=u64)
+        table: Any = u64(masks.root)
+        entry: Any = table
         for level in range(masks.levels, 0, -1):
             index = vas >> u64(LEVEL_SHIFT[level])
             index &= low
-            index += (entry & frame) >> u64(3)
+            index += table
             if int(index.max()) >= len(array):
                 bad |= index >= len(array)
             entry = array.take(index.view(numpy.int64), mode="clip")
-            bad |= entry & u64(masks.table if level > 1 else masks.leaf) ^ present
+            numpy.bitwise_and(entry, u64(masks.table if level > 1 else masks.leaf), out=index)
+            index ^= present
+            bad |= index
+            either |= entry
             if level > 1:
-                both = entry & both
-            either = entry | either
-        found = (both & u64(GRANTS) | u64(masks.keep)) & entry
-        found |= either & u64(X86_PG_NX) | u64(LEVEL_1)
+                both &= entry
+                entry &= frame
+                entry >>= u64(3)
+                table = entry
+        both &= u64(GRANTS)
+        both |= u64(masks.keep)
+        found = both & entry
+        either &= u64(X86_PG_NX)
+        found |= either
+        found |= u64(LEVEL_1)
         return found, bad
 
     def _probe_careful(self, walker: Walker, masks: BatchMasks, vas: Any) -> Any:

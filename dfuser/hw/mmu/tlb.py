@@ -19,7 +19,8 @@ by the store that needs it. A page fault drops what is kept for its address (SDM
 How it is kept: always per 4 KiB page, also out of large pages (SDM 4.10.2.3 allows that); then an
 invalidation of any address in the large page drops all its pieces. One dictionary for global
 translations, one for all others, whose keys carry the process-context identifier above the page
-number. Replacement is first in, first out over both.
+number. Each new translation takes the next of ``capacity`` places, in a circle, as a hardware
+pointer does: the oldest goes first, now and then though another place is free.
 
 Source: Intel SDM volume 3, section 4.10 (caching translation information).
 Counterpart: none in DragonFly; cpu_invlpg, cpu_invltlb and pmap_inval.c are its users.
@@ -27,9 +28,10 @@ Differs from the processor: fully associative; no prefetch, nothing is cached wi
     no separate instruction TLB; no paging-structure caches, so upper levels are never stale on
     their own.
 Token/lock order: takes none; a CPU touches its own TLB only, others ask it by IPI.
-Invariants: translations kept never exceed the capacity; each has A set; no key of a non-canonical
-    address exists; each piece of a large page has its region in ``_regions``; ``_only`` is the one
-    context that the non-global ones have, or says that they may have several.
+Invariants: each translation kept has a place of its own (``_queue[_place[slot]] == slot``), so
+    they never exceed the capacity; each has A set; no address is non-canonical; each piece of a
+    large page has its region in ``_regions``; ``_only`` is the one context that the non-global
+    ones have, or says that they may have several.
 """
 
 from __future__ import annotations
@@ -97,8 +99,8 @@ class Tlb:
     """
 
     __slots__ = ("_capacity", "_context", "_global", "_local", "_masks", "_next", "_only",
-                 "_queue", "_regions", "_walker", "_wants", "cpuid", "evictions", "faults",
-                 "flushes", "hits", "invlpgs", "misses", "refused")  # fmt: skip
+                 "_place", "_queue", "_regions", "_walker", "_wants", "cpuid", "evictions",
+                 "faults", "flushes", "hits", "invlpgs", "misses", "refused")  # fmt: skip
 
     sysctl_tlb = (
         Sysctl(lambda t: f"hw.mmu.cpu{t.cpuid}.tlb_entries", "Most translations kept",
@@ -148,6 +150,7 @@ class Tlb:
             raise ValueError(f"a TLB keeps 16 to {TLB_ENTRIES_MAX} translations, not {capacity}")
         self._capacity = capacity
         self._queue = [-1] * capacity
+        self._place: dict[int, int] = {}
         self._next = 0
         self._global.clear()
         self._clear_local()
@@ -284,11 +287,16 @@ class Tlb:
         return result
 
     def _make_room(self, slot: int) -> None:
-        """Take the place of the oldest one in the queue, which may be gone long since."""
-        queue, at = self._queue, self._next
-        if queue[at] >= 0 and self._forget(queue[at]) is not None:
-            self.evictions += 1
+        """Put a new translation in the next place; whoever lives there must go."""
+        queue, at, place = self._queue, self._next, self._place
+        oldest = queue[at]
+        # One that was dropped and came back lives in a later place, and is not meant here.
+        if oldest >= 0 and place.get(oldest) == at:
+            del place[oldest]
+            if self._forget(oldest) is not None:
+                self.evictions += 1
         queue[at] = slot
+        place[slot] = at
         self._next = at + 1 if at + 1 < self._capacity else 0
 
     def _drop(self, slot: int) -> None:

@@ -45,6 +45,7 @@ from dfuser.hw.mmu.fault import (
     FAULT_GP,
     TRANSLATION_LEVEL_SHIFT,
     Rule,
+    level_of,
     make_rules,
 )
 from dfuser.hw.mmu.pte import (
@@ -73,6 +74,8 @@ from dfuser.hw.mmu.regs import CR4_PGE, ControlRegisters
 
 GRANTS: Final = X86_PG_RW | X86_PG_U | X86_PG_A
 """Bits of a translation that every level must have."""
+FLAGS: Final = X86_PG_A | X86_PG_M
+"""Bits of an entry that the processor sets."""
 OF_LEAF: Final = X86_PG_V | X86_PG_M | X86_PG_NC_PWT | X86_PG_NC_PCD
 """Bits of a translation that are the leaf's at every page size."""
 LEVEL_1: Final = 1 << TRANSLATION_LEVEL_SHIFT
@@ -111,8 +114,8 @@ class Walker:
     """
 
     __slots__ = ("_canonical", "_check_2m", "_check_leaf", "_check_table", "_half", "_keep",
-                 "_keep_2m", "_levels", "_reserved_leaf", "_reserved_table", "_root", "_size",
-                 "_words", "masks", "regs", "rules", "wants")  # fmt: skip
+                 "_keep_2m", "_levels", "_reserved_leaf", "_reserved_table", "_rights", "_root",
+                 "_size", "_words", "masks", "regs", "rules", "wants")  # fmt: skip
 
     def __init__(self, tables: PageTables, regs: ControlRegisters) -> None:
         self._words = tables.words
@@ -132,6 +135,7 @@ class Walker:
         self.rules: tuple[Rule | None, ...] = make_rules(protection)
         self.masks = [0 if rule is None else rule.mask for rule in self.rules]
         self.wants = [X86_PG_V if rule is None else rule.want for rule in self.rules]
+        self._rights = [PTE_BITS if rule is None else rule.rights for rule in self.rules]
 
         def reserved(level: int, leaf: bool) -> int:
             return reserved_bits(level, leaf, features.maxphyaddr, protection.nxe, features.page1gb)
@@ -176,7 +180,8 @@ class Walker:
             e2 = words[((e3 & PG_FRAME) >> 3) + (va >> 21 & 511)]
             if e2 & table != X86_PG_V:
                 return self._walk_2m(va, access, e4, e3, e2)
-            e1 = words[((e2 & PG_FRAME) >> 3) + (va >> 12 & 511)]
+            at = ((e2 & PG_FRAME) >> 3) + (va >> 12 & 511)
+            e1 = words[at]
         except IndexError:
             return self.walk_any(va, access)
         if e1 & self._check_leaf != X86_PG_V:
@@ -189,7 +194,7 @@ class Walker:
         )
         if translation & self.masks[access] == self.wants[access]:
             return translation
-        return self._settle(va, access, translation, (e4, e3, e2, e1))
+        return self._settle(va, access, translation, e4 & e3 & e2, at, e1)
 
     def _walk_2m(self, va: int, access: int, e4: int, e3: int, e2: int) -> int:
         """Go on at a page-directory entry that does not name a page table."""
@@ -207,36 +212,45 @@ class Walker:
         )
         if translation & self.masks[access] == self.wants[access]:
             return translation
-        return self._settle(va, access, translation, (e4, e3, e2))
+        at = ((e3 & PG_FRAME) >> 3) + (va >> 21 & 511)
+        return self._settle(va, access, translation, e4 & e3, at, e2)
 
-    def _settle(self, va: int, access: int, translation: int, path: tuple[int, ...]) -> int:
+    def _settle(
+        self, va: int, access: int, translation: int, upper: int, at: int, leaf: int
+    ) -> int:
         """Answer where the rule was not met: a refusal, or flags that must still be set.
 
         Args:
             va: the linear address.
             access: what is asked.
             translation: what all the entries say together.
-            path: the entries that were read, from the top table down to the leaf.
+            upper: all the entries above the leaf, ANDed.
+            at: where the leaf is.
+            leaf: the leaf.
         """
-        rule = self.rules[access]
-        if rule is None:
-            raise ValueError(f"there is no access of kind {access:#x}")
-        if (translation ^ rule.want) & rule.rights:
+        want = self.wants[access]
+        if (translation ^ want) & self._rights[access]:
+            rule = self.rules[access]
+            if rule is None:
+                raise ValueError(f"there is no access of kind {access:#x}")
             return rule.denied
+        flags = want & FLAGS
+        if at < self._size:
+            self._words[at] = leaf | flags
+        if not upper & X86_PG_A:
+            self._mark_upper(va, level_of(translation))
+        return translation | flags
+
+    def _mark_upper(self, va: int, leaf: int) -> None:
+        """Set A in the entries above a leaf, which are known to be present."""
         words, size = self._words, self._size
-        index = self._root
-        level = self._levels
-        leaf = level - len(path) + 1
-        for entry in path:
-            index += va >> LEVEL_SHIFT[level] & 511
-            used = entry | X86_PG_A
-            if level == leaf:
-                used |= rule.want & X86_PG_M
-            if used != entry and index < size:
-                words[index] = used
-            index = (entry & PG_FRAME) >> 3
-            level -= 1
-        return translation | rule.want & (X86_PG_A | X86_PG_M)
+        table = self._root
+        for level in range(self._levels, leaf, -1):
+            index = table + (va >> LEVEL_SHIFT[level] & 511)
+            entry = words[index] if index < size else PTE_BITS
+            if not entry & X86_PG_A:
+                words[index] = entry | X86_PG_A
+            table = (entry & PG_FRAME) >> 3
 
     def walk_any(self, va: int, access: int) -> int:
         """Do what ``walk`` does, for any number of levels, any page size and any fault."""
@@ -245,12 +259,12 @@ class Walker:
             raise ValueError(f"there is no access of kind {access:#x}")
         if not self.canonical(va):
             return GP
-        translation, path = self._descend(va)
+        translation, upper, at, last = self._descend(va)
         if translation < 0:
-            return rule.reserved if path[-1] & X86_PG_V else rule.absent
+            return rule.reserved if last & X86_PG_V else rule.absent
         if translation & rule.mask == rule.want:
             return translation
-        return self._settle(va, access, translation, path)
+        return self._settle(va, access, translation, upper, at, last)
 
     def probe(self, va: int) -> int:
         """Look an address up as a debugger does: no rights are asked, no flag is set.
@@ -261,8 +275,7 @@ class Walker:
         """
         if not self.canonical(va):
             return 0
-        translation, _ = self._descend(va)
-        return max(translation, 0)
+        return max(self._descend(va)[0], 0)
 
     def batch_masks(self) -> BatchMasks:
         """Hand out what ``batch.py`` computes with, for the present registers."""
@@ -278,29 +291,28 @@ class Walker:
             keep_large=self._keep_2m,
         )
 
-    def _descend(self, va: int) -> tuple[int, tuple[int, ...]]:
+    def _descend(self, va: int) -> tuple[int, int, int, int]:
         """Read the entries of a canonical address from the top.
 
         Returns:
             The translation, or -1 where the last entry read is not present or has a reserved bit
-            set; and the entries that were read.
+            set; all entries above the last one, ANDed; where the last one is; and the last one.
         """
         words, size = self._words, self._size
         table, level = self._root, self._levels
-        path: tuple[int, ...] = ()
-        grants, nx = GRANTS, 0
+        upper, nx = PTE_BITS, 0
         while True:
             index = table + (va >> LEVEL_SHIFT[level] & 511)
             entry = words[index] if index < size else PTE_BITS
-            path += (entry,)
             leaf = level == 1 or bool(entry & X86_PG_PS)
             reserved = self._reserved_leaf[level] if leaf else self._reserved_table
             if not entry & X86_PG_V or entry & reserved:
-                return -1, path
-            grants &= entry
+                return -1, upper, index, entry
             nx |= entry & X86_PG_NX
             if leaf:
-                return self._leaf(va, level, entry) | grants | nx, path
+                grants = upper & entry & GRANTS
+                return self._leaf(va, level, entry) | grants | nx, upper, index, entry
+            upper &= entry
             table = (entry & PG_FRAME) >> 3
             level -= 1
 

@@ -4,7 +4,7 @@
 
      0     2     4     5     6     8        8+h     8+h+p   8+2h+p   8+2h+2p
     +-----+-----+-----+-----+-----+--------+-------+--------+-------+
-    | hrd | pro | hln | pln | op  | sha: h | spa: p| tha: h | tpa: p|
+    | hrd | pro | hln | pln | op  |ar_sha h|ar_spa |ar_tha h|ar_tpa |
     +-----+-----+-----+-----+-----+--------+-------+--------+-------+
 
 Every hardware and protocol is read; `ArpRepr.is_ether_ip` says whether it is the kind this
@@ -88,61 +88,64 @@ class ArpView(View):
 class ArpRepr(NamedTuple):
     """One question or answer.
 
-    Counterpart: struct arphdr and the four addresses behind it.
+    Counterpart: struct arphdr and the four addresses behind it. The fields keep the prefix that
+    DragonFly's macros for the addresses have (ar_sha, ar_tpa ...).
 
     Attributes:
-        op: an `ArpOp`, or a number not known here.
-        sha: sender's hardware address.
-        spa: sender's protocol address.
-        tha: target's hardware address, as long as `sha`.
-        tpa: target's protocol address, as long as `spa`.
-        hrd: format of the hardware addresses.
-        pro: format of the protocol addresses, an Ethernet type.
+        ar_op: an `ArpOp`, or a number not known here.
+        ar_sha: sender's hardware address.
+        ar_spa: sender's protocol address.
+        ar_tha: target's hardware address, as long as `ar_sha`.
+        ar_tpa: target's protocol address, as long as `ar_spa`.
+        ar_hrd: format of the hardware addresses.
+        ar_pro: format of the protocol addresses, an Ethernet type.
     """
 
-    op: int
-    sha: bytes
-    spa: bytes
-    tha: bytes
-    tpa: bytes
-    hrd: int = ArpHrd.ETHER
-    pro: int = Ethertype.IP
+    ar_op: int
+    ar_sha: bytes
+    ar_spa: bytes
+    ar_tha: bytes
+    ar_tpa: bytes
+    ar_hrd: int = ArpHrd.ETHER
+    ar_pro: int = Ethertype.IP
 
     @classmethod
     def parse(cls, view: ArpView) -> Self:
         """The value of a checked packet."""
         buf, at = view.buf, view.start
         if view.end - at == ETHER_ARP_LEN and buf[at + 4] == 6:
-            hrd, pro, _hln, _pln, op, sha, spa, tha, tpa = _unpack_ether_ip(buf, at)
-            return cls(op, sha, spa, tha, tpa, hrd, pro)
-        hrd, pro, hln, pln, op = _unpack_hdr(buf, at)
-        spa = at + ARP_FIXED_LEN + hln
-        tha = spa + pln
-        tpa = tha + hln
+            ar_hrd, ar_pro, _hln, _pln, ar_op, ar_sha, ar_spa, ar_tha, ar_tpa = _unpack_ether_ip(
+                buf, at
+            )
+            return cls(ar_op, ar_sha, ar_spa, ar_tha, ar_tpa, ar_hrd, ar_pro)
+        ar_hrd, ar_pro, hln, pln, ar_op = _unpack_hdr(buf, at)
+        ar_spa = at + ARP_FIXED_LEN + hln
+        ar_tha = ar_spa + pln
+        ar_tpa = ar_tha + hln
         return cls(
-            op,
-            bytes(buf[spa - hln : spa]),
-            bytes(buf[spa:tha]),
-            bytes(buf[tha:tpa]),
-            bytes(buf[tpa : tpa + pln]),
-            hrd,
-            pro,
+            ar_op,
+            bytes(buf[ar_spa - hln : ar_spa]),
+            bytes(buf[ar_spa:ar_tha]),
+            bytes(buf[ar_tha:ar_tpa]),
+            bytes(buf[ar_tpa : ar_tpa + pln]),
+            ar_hrd,
+            ar_pro,
         )
 
     @property
     def is_ether_ip(self) -> bool:
         """Whether this is about IPv4 addresses on Ethernet, or IEEE 802 which counts as that."""
         return (
-            self.hrd in (ArpHrd.ETHER, ArpHrd.IEEE802)
-            and self.pro == Ethertype.IP
-            and len(self.sha) == 6
-            and len(self.spa) == 4
+            self.ar_hrd in (ArpHrd.ETHER, ArpHrd.IEEE802)
+            and self.ar_pro == Ethertype.IP
+            and len(self.ar_sha) == 6
+            and len(self.ar_spa) == 4
         )
 
     @property
     def wire_len(self) -> int:
         """Bytes of the packet."""
-        return ARP_FIXED_LEN + 2 * (len(self.sha) + len(self.spa))
+        return ARP_FIXED_LEN + 2 * (len(self.ar_sha) + len(self.ar_spa))
 
     def emit(self, buf: WriteBuffer, start: int = 0) -> int:
         """Write the packet; return the offset after it.
@@ -150,9 +153,18 @@ class ArpRepr(NamedTuple):
         Raises:
             WireError: ILLEGAL, addresses of unequal lengths or a field out of range.
         """
-        if len(self.sha) != len(self.tha) or len(self.spa) != len(self.tpa):
+        if len(self.ar_sha) != len(self.ar_tha) or len(self.ar_spa) != len(self.ar_tpa):
             raise illegal("sender's and target's addresses differ in length")
-        at = pack_into(_HDR, buf, start, self.hrd, self.pro, len(self.sha), len(self.spa), self.op)
-        for addr in (self.sha, self.spa, self.tha, self.tpa):
+        at = pack_into(
+            _HDR,
+            buf,
+            start,
+            self.ar_hrd,
+            self.ar_pro,
+            len(self.ar_sha),
+            len(self.ar_spa),
+            self.ar_op,
+        )
+        for addr in (self.ar_sha, self.ar_spa, self.ar_tha, self.ar_tpa):
             at = put(buf, at, addr)
         return at

@@ -23,16 +23,7 @@ import enum
 import struct
 from typing import Final, NamedTuple, Self
 
-from dfuser.net.wire.base import (
-    Buffer,
-    View,
-    Why,
-    WireError,
-    WriteBuffer,
-    illegal,
-    need_len,
-    pack_into,
-)
+from dfuser.net.wire.base import Buffer, View, Why, WireError, WriteBuffer, illegal, make
 
 ETHER_ADDR_LEN: Final = 6
 ETHER_HDR_LEN: Final = 14
@@ -188,9 +179,9 @@ class EtherRepr(NamedTuple):
     def parse(cls, view: EtherView) -> Self:
         """The value of a checked frame; nothing in one can be wrong any more."""
         if view.data - view.start == 14:
-            return cls(*_unpack_hdr(view.buf, view.start))
+            return make(cls, (*_unpack_hdr(view.buf, view.start), None))
         dhost, shost, _tpid, tci, kind = _unpack_vlan(view.buf, view.start)
-        return cls(dhost, shost, kind, tci)
+        return make(cls, (dhost, shost, kind, tci))
 
     @property
     def wire_len(self) -> int:
@@ -204,12 +195,16 @@ class EtherRepr(NamedTuple):
             WireError: ILLEGAL, an address of the wrong length, a field out of range, or an
                 untagged frame of type 0x8100, which would be read as a tagged one.
         """
-        need_len("dhost", self.dhost, 6)
-        need_len("shost", self.shost, 6)
-        if self.vlan is not None:
-            return pack_into(
-                _VLAN, buf, start, self.dhost, self.shost, _ETHERTYPE_VLAN, self.vlan, self.type
-            )
-        if self.type == _ETHERTYPE_VLAN:
-            raise illegal("type 0x8100 needs a tag")
-        return pack_into(_HDR, buf, start, self.dhost, self.shost, self.type)
+        dhost, shost, kind, vlan = self
+        if len(dhost) != 6 or len(shost) != 6:
+            raise illegal("an Ethernet address has 6 bytes")
+        try:
+            if vlan is None:
+                if kind == _ETHERTYPE_VLAN:
+                    raise illegal("type 0x8100 needs a tag")
+                _HDR.pack_into(buf, start, dhost, shost, kind)
+                return start + 14
+            _VLAN.pack_into(buf, start, dhost, shost, _ETHERTYPE_VLAN, vlan, kind)
+        except struct.error as error:
+            raise illegal(str(error)) from None
+        return start + 18

@@ -25,17 +25,7 @@ import struct
 from typing import Final, NamedTuple, Self
 
 from dfuser.net.cksum import in_fold, in_pseudo, in_sum
-from dfuser.net.wire.base import (
-    Buffer,
-    View,
-    Why,
-    WireError,
-    WriteBuffer,
-    illegal,
-    need_len,
-    pack_into,
-    put,
-)
+from dfuser.net.wire.base import Buffer, View, Why, WireError, WriteBuffer, illegal, make, put
 
 IPVERSION: Final = 4
 IP_HDR_LEN: Final = 20
@@ -190,10 +180,11 @@ class Ipv4Repr(NamedTuple):
         if vhl >> 4 != 4:
             raise WireError(Why.IPS_BADVERS, str(vhl >> 4))
         hlen = view.data - start
-        if verify and in_sum(buf[start : view.data]) != 0xFFFF:
+        # All ones is what is a multiple of 65535 and not zero, which no header with a version is.
+        if verify and _from_bytes(buf[start : view.data], "big") % 65535:
             raise WireError(Why.IPS_BADSUM)
         options = bytes(buf[start + 20 : view.data]) if hlen > 20 else b""
-        return cls(src, dst, p, total - hlen, ttl, tos, ident, off, options)
+        return make(cls, (src, dst, p, total - hlen, ttl, tos, ident, off, options))
 
     @property
     def wire_len(self) -> int:
@@ -227,8 +218,8 @@ class Ipv4Repr(NamedTuple):
                 of range.
         """
         src, dst, p, payload_len, ttl, tos, ident, off, options = self
-        need_len("src", src, 4)
-        need_len("dst", dst, 4)
+        if len(src) != 4 or len(dst) != 4:
+            raise illegal("an IPv4 address has 4 bytes")
         hlen = 20 + len(options)
         if hlen & 3 or hlen > IP_MAXHLEN:
             raise illegal(f"{hlen - 20} bytes of options")
@@ -236,8 +227,11 @@ class Ipv4Repr(NamedTuple):
         if payload_len < 0 or total > IP_MAXPACKET:
             raise illegal(f"{payload_len} bytes of payload behind {hlen} of header")
         vhl = 0x40 | hlen >> 2
-        words = (vhl << 8 | tos) + total + ident + off + (ttl << 8 | p)
-        # A negative field is refused by pack_into; the sum must survive until then.
-        cksum = 0xFFFF ^ in_fold(abs(words) + _from_bytes(src + dst + options, "big"))
-        at = pack_into(_HDR, buf, start, vhl, tos, total, ident, off, ttl, p, cksum, src, dst)
-        return put(buf, at, options) if options else at
+        # The sum of the fields is the sum of the header; adding them is cheaper than reading.
+        words = (vhl << 8) + tos + total + ident + off + (ttl << 8) + p
+        cksum = 0xFFFF ^ in_fold(words + _from_bytes(src + dst + options, "big"))
+        try:
+            _HDR.pack_into(buf, start, vhl, tos, total, ident, off, ttl, p, cksum, src, dst)
+        except struct.error as error:
+            raise illegal(str(error)) from None
+        return put(buf, start + 20, options) if options else start + 20

@@ -21,7 +21,7 @@ import struct
 from typing import Final, NamedTuple, Self
 
 from dfuser.net.cksum import in_fold, in_sum
-from dfuser.net.wire.base import Buffer, View, Why, WireError, WriteBuffer, illegal, pack_into, put
+from dfuser.net.wire.base import Buffer, View, Why, WireError, WriteBuffer, illegal, make, put
 from dfuser.net.wire.tcp_options import TcpOption, emit_options, parse_options
 
 TCP_HDR_LEN: Final = 20
@@ -43,8 +43,8 @@ TH_CWR: Final = 0x80
 TH_FLAGS: Final = TH_FIN | TH_SYN | TH_RST | TH_ACK | TH_URG | TH_ECE | TH_CWR
 
 _HDR: Final = struct.Struct("!HHIIBBHHH")
-_SUM: Final = struct.Struct("!H")
 _unpack = _HDR.unpack_from
+_from_bytes = int.from_bytes
 
 
 def th_names(flags: int) -> str:
@@ -102,8 +102,8 @@ class TcpView(View):
 
     def verify(self, pseudo: int) -> bool:
         """Whether the checksum is right, given the sum of addresses and protocol."""
-        covered = memoryview(self.buf)[self.start : self.end]
-        return in_fold(pseudo + len(covered) + in_sum(covered)) == 0xFFFF
+        start, end = self.start, self.end
+        return (pseudo + end - start + in_sum(self.buf[start:end])) % 65535 == 0
 
 
 class TcpRepr(NamedTuple):
@@ -147,7 +147,7 @@ class TcpRepr(NamedTuple):
         if pseudo is not None and not view.verify(pseudo):
             raise WireError(Why.TCPS_RCVBADSUM)
         options = parse_options(buf[start + 20 : data]) if data - start > 20 else ()
-        return cls(sport, dport, seq, ack, flags, win, urp, options)
+        return make(cls, (sport, dport, seq, ack, flags, win, urp, options))
 
     @property
     def wire_len(self) -> int:
@@ -182,12 +182,14 @@ class TcpRepr(NamedTuple):
             raise illegal(f"{size} bytes of payload")
         raw = emit_options(options) if options else b""
         off = (20 + len(raw)) << 2
-        at = pack_into(_HDR, buf, start, sport, dport, seq, ack, off, flags, win, 0, urp)
-        if raw:
-            at = put(buf, at, raw)
+        cksum = 0
         if pseudo is not None:
-            cksum = in_fold(pseudo + at - start + size)
+            cksum = in_fold(pseudo + 20 + len(raw) + size)
             if not partial:
-                cksum = 0xFFFF ^ in_fold(cksum + in_sum(buf[start:at]) + total)
-            _SUM.pack_into(buf, start + 16, cksum)
-        return at
+                words = sport + dport + seq + ack + (off << 8) + flags + win + urp
+                cksum = 0xFFFF ^ in_fold(cksum + words + _from_bytes(raw, "big") + total)
+        try:
+            _HDR.pack_into(buf, start, sport, dport, seq, ack, off, flags, win, cksum, urp)
+        except struct.error as error:
+            raise illegal(str(error)) from None
+        return put(buf, start + 20, raw) if raw else start + 20

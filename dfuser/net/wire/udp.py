@@ -74,8 +74,8 @@ class UdpView(View):
 
     def verify(self, pseudo: int) -> bool:
         """Whether the checksum is right, given the sum of addresses and protocol."""
-        covered = memoryview(self.buf)[self.start : self.end]
-        return in_fold(pseudo + len(covered) + in_sum(covered)) == 0xFFFF
+        start, end = self.start, self.end
+        return (pseudo + end - start + in_sum(self.buf[start:end])) % 65535 == 0
 
 
 class UdpRepr(NamedTuple):
@@ -147,6 +147,5 @@ class UdpRepr(NamedTuple):
         elif partial:
             cksum = in_fold(pseudo + ulen)
         else:
-            words = abs(sport) + abs(dport) + 2 * ulen
-            cksum = 0xFFFF ^ in_fold(pseudo + words + total) or 0xFFFF
+            cksum = 0xFFFF ^ in_fold(pseudo + sport + dport + 2 * ulen + total) or 0xFFFF
         return pack_into(_HDR, buf, start, sport, dport, ulen, cksum)

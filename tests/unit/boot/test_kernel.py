@@ -19,6 +19,7 @@ from dfuser.hw.host import Host
 from dfuser.libkern.errno import EINVAL, ENODEV, ENOENT, EPERM, KError, Panic
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt import thread as lwkt_thread
+from dfuser.lwkt.synch import tsleep
 from dfuser.vfs.syscalls import (
     kern_close,
     kern_create,
@@ -238,4 +239,28 @@ async def test_a_kernel_runs_under_trio_and_stops_when_asked(
         assert any(td.name == "vnlru" for td in kernel.lwkt.threads.values())
         kernel.request_stop()
     assert kernel.state == "stopped"
+    assert not kernel.lwkt.threads
+
+
+async def test_a_panic_while_stopping_does_not_keep_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    # What if a thread meets a bug while it is being ended: does the kernel end all the same?
+    kernel = Kernel(Config(ncpu=2, memory=MEMORY, state_dir=str(tmp_path)))
+
+    async def bad() -> None:
+        try:
+            await tsleep("never", 0, "never", 0)
+        finally:
+            raise ValueError("broken on the way out")
+
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(kernel.run)
+            kernel.in_context(lambda: kernel.lwkt.create(bad, name="badthread", cpu=1))
+            await trio.testing.wait_all_tasks_blocked()
+            kernel.request_stop()
+    assert kernel.state == "stopped"
+    assert kernel.panic_dump is not None
+    assert "broken on the way out" in kernel.panic_dump.read_text()
     assert not kernel.lwkt.threads

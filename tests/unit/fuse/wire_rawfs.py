@@ -140,10 +140,17 @@ class RawFs:
             answer = reply.emit_error(unique, fail.args[0])
         except KeyError:
             answer = reply.emit_error(unique, errno.ENOENT)
+        if opcode == Opcode.SETXATTR and request.body.name == b"user.notify":
+            # Before the reply: the program then waits for us and has no page or directory locked
+            # that the notification needs.
+            what = request.body.data.decode()
+            if what != "resend":
+                self.tell(what)
+            elif not unique & c.FUSE_UNIQUE_RESEND:
+                self.tell(what)
+                return  # the kernel has taken this very request back and will send it again
         if answer is not None and has_reply(opcode):
             self.write(answer, request)
-        if opcode == Opcode.SETXATTR and request.body.name == b"user.notify":
-            self.tell(request.body.data.decode())
 
     def write(self, answer: Data | tuple[Data, ...] | list[Data], request: Request | None) -> None:
         """Write a reply or a notification, and note what the kernel says to it."""

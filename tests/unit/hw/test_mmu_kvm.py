@@ -43,6 +43,26 @@ def test_no_kvm_is_a_sentence_and_not_an_accident(device: str) -> None:
     assert descriptors() == before
 
 
+@pytest.mark.parametrize(
+    ("answers", "why"),
+    [
+        ({kvm.KVM_GET_API_VERSION: 11}, "API version 11, not 12"),
+        ({kvm.KVM_GET_API_VERSION: 12, kvm.KVM_CHECK_EXTENSION: 1}, "registers cannot be shared"),
+    ],
+)
+def test_a_kvm_that_is_too_old(
+    answers: dict[int, int], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What if the host's KVM lacks what is needed: it must be said, and nothing stay open."""
+    before = descriptors()
+    physmem = PhysMem(1 << 16)
+    monkeypatch.setattr(kvm.fcntl, "ioctl", lambda fd, number, argument: answers[number])
+    with pytest.raises(KvmUnavailable, match=why):
+        KvmVcpu(physmem, 0, KERNEL, "/dev/null")
+    physmem.close()
+    assert descriptors() == before
+
+
 def test_what_it_takes_to_behave() -> None:
     """What if a host that gets page faults wrong were trusted as an oracle?"""
     good = KvmReport(True, page_faults=True, accessed_dirty=True, reset_helps=True)
@@ -169,6 +189,30 @@ def test_exceptions_without_an_error_code(guest: Guest) -> None:
     assert guest.cpu.run(CODE, rdi=0x40_0000).port == kvm.PORT_USER
 
 
+def test_what_the_vcpu_refuses(guest: Guest) -> None:
+    """What if a register could not be written, or the firmware not fit, and nobody said so?"""
+    with pytest.raises(OSError, match="0xc0000082"):
+        guest.cpu.set_msrs({kvm.MSR_STAR: 0, kvm.MSR_LSTAR: 1 << 60})
+    for firmware, at in ((-1, KERNEL), (1021, KERNEL), (0, KERNEL + 8)):
+        with pytest.raises(ValueError, match="firmware"):
+            KvmVcpu(guest.physmem, firmware, at)
+
+
+def test_a_signal_does_not_end_a_run(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What if the host's kernel interrupts KVM_RUN for a signal to this process?"""
+    guest.map(0x40_0000, 0x30000, X86_PG_U)
+    real, interrupts = kvm.fcntl.ioctl, [InterruptedError(), InterruptedError()]
+
+    def ioctl(fd: int, number: int, *rest: int) -> int:
+        if number == kvm.KVM_RUN and interrupts:
+            raise interrupts.pop()
+        return real(fd, number, *rest)
+
+    monkeypatch.setattr(kvm.fcntl, "ioctl", ioctl)
+    assert guest.cpu.run(CODE, rdi=0x40_0000).port == kvm.PORT_USER
+    assert not interrupts
+
+
 def test_a_guest_that_stops_in_another_way(guest: Guest) -> None:
     """What if guest code halts the CPU: the host must be told, not wait."""
     guest.map(KERNEL + 0x10000, CODE, X86_PG_RW)
@@ -192,3 +236,4 @@ def test_a_changed_entry_is_seen_after_a_reset(guest: Guest, report: KvmReport) 
     guest.cpu.reset_memory()
     guest.cpu.run(CODE, rdi=0x40_0000)
     assert guest.cpu.register("rax") == 2
+    assert guest.cpu.statistics() == (3, 0, 1)

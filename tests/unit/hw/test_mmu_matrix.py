@@ -154,6 +154,8 @@ def report() -> kvm.KvmReport:
     found = kvm.selftest()
     if not found.behaves:
         pytest.skip(f"no KVM to compare with: {found.reason or found}")
+    if found.maxphyaddr > 51:
+        pytest.skip("on this host bit 51 belongs to addresses; the matrix needs it reserved")
     return found
 
 
@@ -191,6 +193,10 @@ def test_model_against_kvm_in_all_modes(mode: Protection, report: kvm.KvmReport)
     against_kvm(mode, report)
 
 
+SET_EARLY = """
+        want = self.wants[access]
+        self._words[at] = leaf | want & FLAGS
+"""
 # Wrong models: file, what it says, what the wrong model says instead.
 MUTANTS: dict[str, tuple[str, str, str]] = {
     "WP ignored": ("fault", "if write and (user or wp):", "if write and user:"),
@@ -209,14 +215,15 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "NX of the leaf only": ("walk", "(e4 | e3 | e2 | e1) & X86_PG_NX", "e1 & X86_PG_NX"),
     "NX of the top forgotten": ("walk", "(e4 | e3 | e2 | e1) &", "(e3 | e2 | e1) &"),
     "NX above 2 MiB forgotten": ("walk", "(e4 | e3 | e2) & X86_PG_NX", "e2 & X86_PG_NX"),
-    "rights of the leaf only": ("walk", "e4 & e3 & e2 & GRANTS", "GRANTS"),
-    "rights of the top forgotten": ("walk", "e4 & e3 & e2 & GRANTS", "e3 & e2 & GRANTS"),
-    "rights above 2 MiB forgotten": ("walk", "e4 & e3 & GRANTS", "GRANTS"),
-    "D set by reads": ("walk", "used |= rule.want & X86_PG_M", "used |= X86_PG_M"),
-    "D in table entries": ("walk", "if level == leaf:", "if level <= 2:"),
-    "D never set": ("walk", "used |= rule.want & X86_PG_M", "pass"),
-    "A in leaves only": ("walk", "used = entry | X86_PG_A", "used = entry | (level == leaf) << 5"),
-    "A set by faults": ("walk", "            return rule.denied\n", "            pass\n"),
+    "rights of the leaf only": ("walk", "e1 & (e4 & e3 & e2 & GRANTS", "e1 & (GRANTS"),
+    "rights of the top forgotten": ("walk", "(e4 & e3 & e2 & GRANTS", "(e3 & e2 & GRANTS"),
+    "rights above 2 MiB forgotten": ("walk", "e2 & (e4 & e3 & GRANTS", "e2 & (GRANTS"),
+    "D set by reads": ("walk", "flags = want & FLAGS", "flags = want & FLAGS | X86_PG_M"),
+    "D in table entries": ("walk", "[index] = entry | X86_PG_A", "[index] = entry | FLAGS"),
+    "D never set": ("walk", "flags = want & FLAGS", "flags = want & X86_PG_A"),
+    "A in leaves only": ("walk", "if not upper & X86_PG_A:", "if False:"),
+    "A on tables only": ("walk", "flags = want & FLAGS", "flags = want & X86_PG_M"),
+    "A and D set by faults": ("walk", "        want = self.wants[access]\n", SET_EARLY),
     "refusals forgotten": ("walk", "            return rule.denied\n", "            pass\n"),
     "2 MiB reserved bits": ("pte", "bits |= PAGE_SIZES[level]", "bits |= 0 & PAGE_SIZES[level]"),
     "PAT of 2 MiB reserved": ("pte", " & ~X86_PG_PDE_PAT", ""),
@@ -225,12 +232,6 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "address width": ("pte", "bits = PG_FRAME & ~((1 << maxphyaddr) - 1)", "bits = 0"),
     "PS above": ("walk", "bool(entry & X86_PG_PS)", "entry & X86_PG_PS and level < 4"),
 }  # fmt: skip
-DENIED_LATE = (
-    "        return translation | rule.want & (X86_PG_A | X86_PG_M)\n",
-    "        if (translation ^ rule.want) & rule.rights:\n"
-    "            return rule.denied\n"
-    "        return translation | rule.want & (X86_PG_A | X86_PG_M)\n",
-)
 
 
 def replaced(source: str, old: str, new: str) -> str:
@@ -245,8 +246,6 @@ def mutant(name: str) -> MakeWalker:
     modules = {"fault": fault, "pte": pte, "walk": walk}
     sources = {key: inspect.getsource(module) for key, module in modules.items()}
     sources[where] = replaced(sources[where], old, new)
-    if name == "A set by faults":
-        sources[where] = replaced(sources[where], *DENIED_LATE)
     spaces: dict[str, dict[str, Any]] = {}
     for key in ("pte", "fault", "walk"):
         spaces[key] = {"__name__": f"mutant_{key}"}

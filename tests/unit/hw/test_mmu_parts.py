@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -423,7 +424,7 @@ def test_the_probes_reach_what_they_must(scanner: BatchScanner, tables: PageTabl
 
 def test_a_scanner_without_numpy(tables: PageTables, monkeypatch: pytest.MonkeyPatch) -> None:
     """What if numpy is missing: nothing may break, unless it was asked for."""
-    monkeypatch.setitem(__import__("sys").modules, "numpy", None)
+    monkeypatch.setitem(sys.modules, "numpy", None)
     scanner = BatchScanner(tables)
     assert not scanner.vectorised
     scanner.close()

@@ -301,6 +301,16 @@ def test_reads_set_a_on_every_level_and_d_nowhere(world: World) -> None:
     assert [bool(entry & X86_PG_M) for entry in entries] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("general", [False, True])
+def test_a_table_that_maps_itself(world: World, general: bool) -> None:
+    """What if one entry is used on all four levels, as a recursive slot is: D must not get lost."""
+    world.tables.pte_store(ROOT + 8 * 510, ROOT | FULL)
+    va = 0xFFFF_0000_0000_0000 | 510 << 39 | 510 << 30 | 510 << 21 | 510 << 12
+    run = world.walker.walk_any if general else world.walker.walk
+    assert run(va, ACCESS_WRITE) & PG_FRAME == ROOT
+    assert world.load(ROOT + 8 * 510) == ROOT | FULL | X86_PG_A | X86_PG_M
+
+
 def test_a_table_beyond_memory_reads_as_ones(world: World) -> None:
     """What if CR3 or an entry points past the end of memory: an IndexError inside the kernel?"""
     world.tables.pte_store(ROOT, MEMORY | FULL)

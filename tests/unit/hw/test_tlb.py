@@ -310,6 +310,9 @@ class TlbMachine(RuleBasedStateMachine):
         assert seen.global_entries <= seen.entries
         assert seen.refused + seen.faults <= 2 * seen.misses
         assert seen.entries <= seen.misses - seen.faults
+        tlb = self.mmu.tlb
+        assert all(tlb._queue[at] == slot for slot, at in tlb._place.items())
+        assert {*tlb._local, *(page | 1 << 64 for page in tlb._global)} <= set(tlb._place)
 
 
 TestTlb = TlbMachine.TestCase
@@ -551,6 +554,22 @@ def test_the_oldest_goes_when_it_is_full(machine: Machine) -> None:
         mmu.translate(page << 12, ACCESS_READ)
     assert mmu.statistics().evictions == 4
     assert mmu.statistics().entries == 16
+
+
+def test_what_came_back_after_a_flush_stays(machine: Machine) -> None:
+    """What if the place that a page had before a flush threw it out of its new one?"""
+    mmu = machine.mmu
+    for _ in range(50):
+        mmu.tlb.flush_nonglobal()
+        for page in range(12):
+            mmu.translate(page << 12, ACCESS_READ)
+        before = mmu.statistics()
+        for page in range(12):
+            mmu.translate(page << 12, ACCESS_READ)
+        after = mmu.statistics()
+        assert (after.hits - before.hits, after.misses) == (12, before.misses)
+    assert mmu.statistics().evictions == 0
+    assert len(mmu.tlb._place) <= mmu.tlb.capacity
 
 
 def test_hits_and_misses_are_what_happened(machine: Machine, rng: random.Random) -> None:

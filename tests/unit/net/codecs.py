@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from dfuser.net.cksum import in_pseudo, in_sum
 from dfuser.net.wire import icmp6, ip_options, nd6_options, tcp_options
 from dfuser.net.wire.arp import ArpRepr, ArpView
-from dfuser.net.wire.base import Buffer, pack
+from dfuser.net.wire.base import Buffer, WireError, pack
 from dfuser.net.wire.ethernet import EtherRepr, EtherView, VlanView
 from dfuser.net.wire.icmp import IcmpError, IcmpRedirect, IcmpRepr, IcmpView
 from dfuser.net.wire.icmp6_message import Icmp6Repr, Icmp6View
@@ -118,8 +118,6 @@ def icmp_decode(raw: Buffer, loose: bool) -> Any:
 
 def try_embedded(value: IcmpError | IcmpRedirect) -> None:
     """What is embedded may be nonsense, but is refused in the same way as everything."""
-    from dfuser.net.wire.base import WireError
-
     try:
         view = value.embedded()
         Ipv4Repr.parse(view, verify=False)

@@ -76,7 +76,7 @@ FRAGMENT = st.tuples(st.integers(0, 9), st.integers(1, 5), st.integers(0, 7), st
 
 
 @given(st.lists(FRAGMENT, max_size=40), st.integers(1, 6))
-@settings(max_examples=400)
+@settings(max_examples=250)
 def test_it_is_the_model(arrivals: list[tuple[int, int, int, bool]], limit: int) -> None:
     # What if fragments overlap, repeat and contradict each other in any order?
     limits = IpFragLimits()
@@ -103,7 +103,7 @@ def test_it_is_the_model(arrivals: list[tuple[int, int, int, bool]], limit: int)
     st.lists(st.integers(1, 8), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_any_order_and_duplicates(data: bytes, sizes: list[int], random: object) -> None:
     # What if the network reorders and repeats, but nobody lies? The bytes are the bytes.
     pieces = []
@@ -134,7 +134,7 @@ def test_any_order_and_duplicates(data: bytes, sizes: list[int], random: object)
     ),
     st.integers(1, 4),
 )
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_many_datagrams_with_time_passing(
     arrivals: list[tuple[int, int, bool, int]], maxnipq: int
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dfuser.net.cksum import in_pseudo, in_sum
+from dfuser.net.cksum import in_cksum_update, in_pseudo, in_sum
 from dfuser.net.wire import icmp, icmp6, ip_options, mld6, nd6, nd6_options, tcp_options
 from dfuser.net.wire.addr import (
     ether_aton,
@@ -75,6 +75,16 @@ def test_an_ipv4_header_from_the_books() -> None:
     assert pack(value) == UDP_IN_IP[:20]
     assert bytes(view.header) == UDP_IN_IP[:20]
     assert value.pseudo() == in_pseudo(value.src, value.dst, 17)
+
+
+def test_a_router_patches_the_checksum() -> None:
+    # What if the checksum patched for a lower TTL were not the one computed anew?
+    for ident in range(0, 65536, 251):
+        before = Ipv4Repr(SRC, DST, 17, 8, ttl=64, id=ident)
+        old, new = pack(before), pack(before._replace(ttl=63))
+        words = [int.from_bytes(raw[8:10], "big") for raw in (old, new)]
+        patched = in_cksum_update(int.from_bytes(old[10:12], "big"), *words)
+        assert patched == int.from_bytes(new[10:12], "big")
 
 
 def test_ethernet_padding_is_outside() -> None:
@@ -151,7 +161,7 @@ def test_arp() -> None:
     value = ArpRepr.parse(ArpView(raw + bytes(18)))
     assert value == ArpRepr(ArpOp.REQUEST, ether_aton("02:0:0:0:0:1"), SRC, bytes(6), DST)
     assert value.is_ether_ip
-    assert not value._replace(hrd=7).is_ether_ip
+    assert not value._replace(ar_hrd=7).is_ether_ip
     assert pack(value) == raw
     assert refused(lambda: ArpView(raw[:27])) is Why.ARP_TOOSHORT
     assert refused(lambda: ArpView(raw[:7])) is Why.ARP_TOOSHORT

@@ -8,6 +8,9 @@ from collections import Counter
 import pytest
 
 from dfuser.net.wire.base import Why, WireError
+from dfuser.net.wire.ip6_ext import IP6_HDRNESTLIMIT, IP6_OPTIONLIMIT, walk
+from dfuser.net.wire.ipv6 import Ipv6View
+from dfuser.net.wire.nd6_options import ND6_MAXNDOPT, parse_options
 from tests.unit.net.codecs import CODECS, Codec
 from tests.unit.net.corpus import PACKETS, VALUES
 
@@ -109,9 +112,6 @@ def test_100000_random_buffers(rng: random.Random) -> None:
 
 def test_option_bombs_are_bounded() -> None:
     # What if a packet were filled with the smallest options there are?
-    from dfuser.net.wire.ip6_ext import IP6_OPTIONLIMIT, walk
-    from dfuser.net.wire.ipv6 import Ipv6View
-    from dfuser.net.wire.nd6_options import ND6_MAXNDOPT, parse_options
 
     header = b"\x3b\xff" + bytes(2046)
     raw = b"\x60\0\0\0" + (2048).to_bytes(2, "big") + b"\x3c\x40" + bytes(32) + header
@@ -125,8 +125,6 @@ def test_option_bombs_are_bounded() -> None:
 
 def test_header_chains_are_bounded() -> None:
     # What if a packet consisted of extension headers only?
-    from dfuser.net.wire.ip6_ext import IP6_HDRNESTLIMIT, walk
-    from dfuser.net.wire.ipv6 import Ipv6View
 
     def chain(count: int) -> bytes:
         headers = b"\x3c\0\1\4\0\0\0\0" * (count - 1) + b"\x3b\0\1\4\0\0\0\0"

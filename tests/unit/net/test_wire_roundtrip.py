@@ -18,7 +18,7 @@ def test_every_codec_has_values() -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_a_value_survives_the_wire(name: str, data: st.DataObject) -> None:
     # What if some legal value were written so that it is read back as another?
     codec = CODECS[name]
@@ -31,7 +31,7 @@ def test_a_value_survives_the_wire(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", CODECS)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_any_buffer_type_reads_alike(name: str, data: st.DataObject) -> None:
     # What if a memoryview, as the driver has it, were read differently from bytes?
     codec = CODECS[name]
@@ -42,7 +42,7 @@ def test_any_buffer_type_reads_alike(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(CODECS) - {"pcap", "pcapng"}))
 @given(data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_any_bytes_give_a_legal_value_or_a_refusal(name: str, data: st.DataObject) -> None:
     # What if bytes were read into a value that could not be written, or changed by writing?
     codec = CODECS[name]

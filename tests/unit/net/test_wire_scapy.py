@@ -148,12 +148,16 @@ def test_scapy_reads_our_arp(rng: random.Random) -> None:
     dice = Dice(rng)
     for _ in range(ROUNDS):
         arp = ArpRepr(rng.randrange(1, 3), dice.mac(), dice.ip4(), dice.mac(), dice.ip4())
-        raw = pack(EtherRepr(b"\xff" * 6, arp.sha, 0x0806)) + pack(arp)
+        raw = pack(EtherRepr(b"\xff" * 6, arp.ar_sha, 0x0806)) + pack(arp)
         packet, again = rebuilt(raw)
         assert again == raw
         got = packet[l2.ARP]
-        assert (got.op, got.hwsrc, got.psrc) == (arp.op, kether_ntoa(arp.sha), inet_ntop(arp.spa))
-        assert (got.hwdst, got.pdst) == (kether_ntoa(arp.tha), inet_ntop(arp.tpa))
+        assert (got.op, got.hwsrc, got.psrc) == (
+            arp.ar_op,
+            kether_ntoa(arp.ar_sha),
+            inet_ntop(arp.ar_spa),
+        )
+        assert (got.hwdst, got.pdst) == (kether_ntoa(arp.ar_tha), inet_ntop(arp.ar_tpa))
 
 
 def our_icmp(dice: Dice) -> list[icmp.IcmpRepr]:
@@ -456,16 +460,18 @@ def test_we_read_scapys_arp(rng: random.Random) -> None:
     # What if others' answers were not understood?
     dice = Dice(rng)
     for _ in range(ROUNDS):
-        sha, spa, tha, tpa = dice.mac(), dice.ip4(), dice.mac(), dice.ip4()
+        sha, spa, target, tpa = dice.mac(), dice.ip4(), dice.mac(), dice.ip4()
         arp = l2.ARP(
             op=2,
             hwsrc=kether_ntoa(sha),
             psrc=inet_ntop(spa),
-            hwdst=kether_ntoa(tha),
+            hwdst=kether_ntoa(target),
             pdst=inet_ntop(tpa),
         )
         tag = dice.bits(12)
-        raw = bytes(l2.Ether(src=kether_ntoa(sha), dst=kether_ntoa(tha)) / l2.Dot1Q(vlan=tag) / arp)
+        raw = bytes(
+            l2.Ether(src=kether_ntoa(sha), dst=kether_ntoa(target)) / l2.Dot1Q(vlan=tag) / arp
+        )
         view = EtherView(raw)
-        assert EtherRepr.parse(view) == EtherRepr(tha, sha, 0x0806, tag)
-        assert ArpRepr.parse(ArpView(view.payload)) == ArpRepr(2, sha, spa, tha, tpa)
+        assert EtherRepr.parse(view) == EtherRepr(target, sha, 0x0806, tag)
+        assert ArpRepr.parse(ArpView(view.payload)) == ArpRepr(2, sha, spa, target, tpa)

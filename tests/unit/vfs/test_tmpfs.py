@@ -333,7 +333,8 @@ def test_forced_unmount_frees_everything() -> None:
     box.close()
 
 
-def test_no_cyclic_garbage() -> None:
+@pytest.mark.parametrize("rounds", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_cyclic_garbage(rounds: int) -> None:
     # What if each operation is done many times and all is unmounted: is a cycle left?
     def count() -> int:
         return sum(isinstance(obj, TmpfsMount | TmpfsNode) for obj in gc.get_objects())
@@ -345,7 +346,7 @@ def test_no_cyclic_garbage() -> None:
     gc.collect()
     gc.disable()
     try:
-        for i in range(300):
+        for i in range(rounds):
             w.put(b"a", b"x" * 5000)
             w.mkdir(b"d")
             w.symlink(b"t", b"l")
