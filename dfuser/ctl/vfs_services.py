@@ -109,14 +109,41 @@ class VfsService(Service):
 
     @command
     def cmd_nlookup(
-        self, cred: Ucred, path: str, uid: int | None = None, gid: int | None = None
+        self,
+        cred: Ucred,
+        path: str,
+        uid: int | None = None,
+        gid: int | None = None,
+        intent: str | None = None,
     ) -> dict[str, Any]:
-        """Walk a path and tell each step; as another user when ``uid`` or ``gid`` is given."""
+        """Walk a path and tell each step; as another user when ``uid`` or ``gid`` is given.
+
+        ``intent`` is what the walk is for: stat (the default), open, create, delete, rename.
+        """
         if uid is not None or gid is not None:
             top = (1 << 32) - 1
             cred = Ucred.of(need_int("uid", uid or 0, 0, top), need_int("gid", gid or 0, 0, top))
-        text = _path("path", path).encode("utf-8", "surrogateescape")
-        return _Walk(self.vfs, cred).run(text)
+        flags = INTENTS.get(intent or "stat")
+        if flags is None:
+            raise KError(EINVAL, f"intent must be one of {', '.join(INTENTS)}")
+        text = _path("path", path, limit=None).encode("utf-8", "surrogateescape")
+        log = _StepLog()
+        error, said = 0, ""
+        with NlookupData(self.vfs, None, None, text, cred, flags) as nd:
+            nd.observer = log
+            try:
+                nlookup(nd)
+            except KError as exc:
+                error, said = exc.errno or EINVAL, exc.strerror
+        return {
+            "path": plain(text),
+            "error": error,
+            "error_name": errno_name(error) if error else "",
+            "error_text": said,
+            "steps": log.rows,
+            "more": log.count - len(log.rows),
+            "nchstats": plain(self.vfs.cache.nchstats()),
+        }
 
 
 def _word(name: str, value: object) -> str:
@@ -132,114 +159,31 @@ def _path(name: str, value: object) -> str:
     return text
 
 
-class Step(NamedTuple):
-    """One component of a walk."""
+class _StepLog:
+    """The observer of a walk: its first `MAX_STEPS` steps as plain data, and how many there were."""
 
-    name: str
-    before: str
-    """What the namecache knew: absent, unresolved, positive, negative; "-" for ``.`` and ``..``."""
-    after: str
-    mount: int
-    """Index of the mount the walk stands on afterwards."""
-    crossed: bool
-    """Whether a mount point was crossed."""
-    ino: int
-    type: str
-    target: str
-    """Where a symbolic link leads."""
-    asked_ns: int
-    """Nanoseconds the step took."""
+    __slots__ = ("count", "rows")
 
+    def __init__(self) -> None:
+        self.count = 0
+        self.rows: list[dict[str, Any]] = []
 
-def _state(ncp: NamecacheEntry | None) -> str:
-    if ncp is None:
-        return "absent"
-    if ncp.flags & NCF.UNRESOLVED:
-        return "unresolved"
-    return "positive" if ncp.vp is not None else "negative"
-
-
-class _Walk:
-    """A walk along one path. A `Block` on the way starts it again, from the top."""
-
-    def __init__(self, vfs: Any, cred: Ucred) -> None:
-        self.vfs = vfs
-        self.cred = cred
-        self.steps: list[Step] = []
-        self.links = 0
-
-    def run(self, path: bytes) -> dict[str, Any]:
-        """Walk; the answer has the steps, and the error that ended the walk or 0."""
-        error, text = 0, ""
-        try:
-            self._walk(self.vfs.mounts.rootnch, path)
-        except Block:
-            raise
-        except KError as exc:
-            error, text = exc.errno or EINVAL, exc.strerror
-        stats = self.vfs.cache.nchstats()
-        return {
-            "path": plain(path),
-            "error": error,
-            "error_name": errno_name(error) if error else "",
-            "error_text": text,
-            "steps": [plain(step) for step in self.steps],
-            "nchstats": plain(stats),
-        }
-
-    def _walk(self, nch: NcHandle, path: bytes) -> None:
-        todo = path.split(b"/")[::-1]
-        while todo and len(self.steps) < MAX_STEPS:
-            name = todo.pop()
-            if not name:
-                continue
-            nch, target = self._step(nch, name)
-            if target:
-                self.links += 1
-                if self.links > MAXSYMLINKS:
-                    raise KError(ELOOP)
-                if target.startswith(b"/"):
-                    nch = self.vfs.mounts.rootnch
-                todo += target.split(b"/")[::-1]
-
-    def _step(self, nch: NcHandle, name: bytes) -> tuple[NcHandle, bytes]:
-        """Walk one component: where it leads, and the target if it is a link."""
-        vp = nch.ncp.vp
-        if vp is not None and vp.type != VType.VDIR:
-            raise KError(ENOTDIR)
-        dots = name in (b".", b"..")
-        entry = None if dots else (nch.ncp.children or {}).get(name)
-        before = "-" if dots else _state(entry)
-        start = self.vfs.clock.monotonic_ns()
-        found = lookup1(self.vfs, nch, name, self.cred, chk=True)
-        spent = self.vfs.clock.monotonic_ns() - start
-        if found is None:
-            after = _state((nch.ncp.children or {}).get(name))
-            self._note(name, before, after, nch, False, None, b"", spent)
-            raise KError(ENOENT)
-        vp = found.ncp.vp
-        target = b""
-        if vp is not None and vp.type == VType.VLNK:
-            target = bytes(vp.ops.use.vop_readlink(vp, self.cred))
-        crossed = found.mount is not nch.mount
-        after = "-" if dots else _state(found.ncp)
-        self._note(name, before, after, found, crossed, vp, target, spent)
-        return (nch if target else found), target
-
-    def _note(
-        self, name: bytes, before: str, after: str, nch: NcHandle, crossed: bool,
-        vp: Vnode | None, target: bytes, spent: int,
-    ) -> None:  # fmt: skip
-        self.steps.append(
-            Step(
-                name=plain(name),
-                before=before,
-                after=after,
-                mount=nch.mount.index,
-                crossed=crossed,
-                ino=vp.ino if vp is not None else 0,
-                type=vp.type.name if vp is not None else "",
-                target=plain(target),
-                asked_ns=spent,
-            )
+    def __call__(self, step: NlookupStep) -> None:
+        self.count += 1
+        if self.count > MAX_STEPS:
+            return
+        vp = step.vp
+        self.rows.append(
+            {
+                "name": plain(step.name),
+                "before": step.before,
+                "after": step.after,
+                "mount": step.place.mount.index,
+                "crossed": step.crossed,
+                "ino": vp.ino if vp is not None else 0,
+                "type": vp.type.name if vp is not None else "",
+                "target": plain(step.target),
+                "error_name": errno_name(step.error) if step.error else "",
+                "asked_ns": step.ns,
+            }
         )

@@ -17,6 +17,8 @@ after each link has been put in; 32 links (ELOOP); an empty path and an empty li
 slash start there. A walk that somehow finds itself outside lands on ``nch_root`` when it leaves the
 top of the tree.
 
+**Watching.** `NlookupData.observer` is told of each step (`nlwatch`); it changes nothing.
+
 Counterpart: kern/vfs_nlookup.c.
 Differs from DragonFly: a walk that must wait says `Block`, drops everything, and starts again from
     the top; an empty path is ENOENT as POSIX has it (C returns the start directory); varsym
@@ -46,6 +48,7 @@ from dfuser.libkern.param import MAXPATHLEN, MAXSYMLINKS, NAME_MAX
 from .access import NLC, naccess
 from .mountflags import MNT, MNTK
 from .namecache import NCF, NamecacheEntry, NcHandle
+from .nlwatch import observed
 from .vnode import VACT_INC, VACT_MAX
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     from dfuser.libkern.ucred import Ucred
 
     from .mount import Mount
+    from .nlwatch import NlookupStep
     from .vfs import Vfs
     from .vnode import Vnode
 
@@ -72,10 +76,11 @@ class NlookupData:
         dvp: with NLC.REFDVP the directory the name is in, referenced.
         dflags: NLC.STICKY, APPENDONLY, IMMUTABLE as that directory has them.
         varsym: expands ``${VAR}`` in links, or None.
+        observer: told of each component, or None.
     """
 
     __slots__ = ("vfs", "start", "root", "path", "cred", "flags", "nch", "dvp", "dflags",
-                 "loopcnt", "hit", "varsym")  # fmt: skip
+                 "loopcnt", "hit", "varsym", "observer")  # fmt: skip
 
     def __init__(
         self,
@@ -108,6 +113,7 @@ class NlookupData:
         self.loopcnt = 0
         self.hit = True
         self.varsym: Callable[[bytes], bytes] | None = None
+        self.observer: Callable[[NlookupStep], None] | None = None
 
     @property
     def found(self) -> NcHandle:
@@ -167,8 +173,9 @@ def nlookup(nd: NlookupData) -> NcHandle:
         raise KError(ENAMETOOLONG)
     try:
         nd.move(nd.start)
+        observer = nd.observer
         while path:
-            path = _step(nd, path)
+            path = _step(nd, path) if observer is None else observed(nd, _step, path, observer)
     except BaseException:
         nd.done()
         raise

@@ -55,6 +55,9 @@ _INIT_SHORT: Final = Struct("=IIII")
 _INIT_MINOR_LONG: Final = 36
 _HEAD: Final = IN_HEADER_SIZE
 _Header: Final = i.Header
+#: The longest name of a directory, and by length what takes a name and its NUL out.
+_LONGEST: Final = 255
+_take: Final = tuple(Struct(f"={n}sB").unpack_from for n in range(_LONGEST + 1))
 _unpack_header: Final = i.IN_HEADER.struct.unpack_from
 
 
@@ -118,10 +121,16 @@ def _nothing(data: Buffer, end: int) -> None:
 
 
 def _name(data: Buffer, end: int) -> bytes:
-    # `take_name`, written out: LOOKUP is the most frequent request of all.
-    if end < _HEAD + 2 or data.find(0, _HEAD, end) != end - 1:
+    # LOOKUP is the most frequent request of all: a name as long as a directory can hold is taken
+    # out with its NUL by one call, without the copies that a slice makes.
+    length = end - _HEAD - 1
+    if not 0 < length <= _LONGEST:
+        return take_name(data, _HEAD, end)
+    name: bytes
+    name, nul = _take[length](data, _HEAD)
+    if nul or 0 in name:
         raise WireError(f"no name between {_HEAD} and {end}")
-    return bytes(data[_HEAD : end - 1])
+    return name
 
 
 def _fixed(layout: Layout) -> Parser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 from typing import Any
@@ -73,9 +74,7 @@ def bodies(draw: st.DrawFn, opcode: Opcode) -> tuple[Any, bytes]:
         if opcode == Opcode.SYMLINK:
             return names, b""
         return (names[0] if names else None), b""
-    values = dict(
-        zip(layout.record._fields, (draw(m) for m in members(layout)), strict=False)
-    )
+    values = dict(zip(layout.record._fields, (draw(m) for m in members(layout)), strict=False))
     data = draw(BYTES) if tail in (Tail.DATA, Tail.VALUE) else b""
     for size in ("size", "in_size"):
         if tail in (Tail.DATA, Tail.VALUE) and size in values:
@@ -87,9 +86,7 @@ def bodies(draw: st.DrawFn, opcode: Opcode) -> tuple[Any, bytes]:
     return layout.record(**values), b"" if "data" in values else data
 
 
-SECCTX = st.builds(
-    lambda name, context: ext.Secctx(len(context), name, context), NAMES, BYTES
-)
+SECCTX = st.builds(lambda name, context: ext.Secctx(len(context), name, context), NAMES, BYTES)
 EXTENSIONS = st.lists(
     st.one_of(
         st.builds(ext.SecurityContexts, st.lists(SECCTX, max_size=4).map(tuple)),
@@ -100,7 +97,7 @@ EXTENSIONS = st.lists(
 
 
 @pytest.mark.parametrize("opcode", list(Opcode), ids=lambda op: op.name)
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_requests_there_and_back(opcode: Opcode, data: st.DataObject) -> None:
     # What if some value of some member is not what comes out at the other end?
@@ -114,13 +111,8 @@ def test_requests_there_and_back(opcode: Opcode, data: st.DataObject) -> None:
     request = parse_request(raw)
     assert request.header[:7] == (len(raw), opcode, unique, nodeid, pid, 0, pid)
     assert request.body == body
-    groups = tuple(
-        e._replace(groups=e.groups) if isinstance(e, ext.SuppGroups) else e for e in extensions
-    )
-    assert request.extensions == groups
-    if payload:
-        assert raw[WRITE_DATA : WRITE_DATA + len(payload)] == payload
-        return
+    assert request.extensions == extensions
+    assert not payload or raw[WRITE_DATA : WRITE_DATA + len(payload)] == payload
     assert again(request, raw) == raw
 
 
@@ -182,7 +174,7 @@ def replies(draw: st.DrawFn, opcode: Opcode) -> Any:
 @pytest.mark.parametrize(
     "opcode", [row.opcode for row in OPERATIONS if row.reply], ids=lambda op: op.name
 )
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_replies_there_and_back(opcode: Opcode, data: st.DataObject) -> None:
     # What if some value of some member of a reply is not what the kernel reads?
@@ -367,10 +359,8 @@ def test_names_that_cannot_be_written() -> None:
 def judge(data: bytes) -> None:
     """Whatever the bytes are, nothing but WireError comes out of any parser."""
     for parse in (parse_request, parse_notification):
-        try:
+        with contextlib.suppress(WireError):
             parse(data)
-        except WireError:
-            pass
 
 
 def test_100_000_random_buffers(rng: random.Random) -> None:
@@ -430,8 +420,7 @@ def test_a_batch_is_read_in_one_pass() -> None:
 
 def test_tables_agree() -> None:
     # What if an opcode were in one table and not in the other?
-    assert [row.opcode for row in OPERATIONS] == sorted(Opcode, key=list(
-        row.opcode for row in OPERATIONS).index)
+    assert len(OPERATIONS) == len(Opcode)
     assert {row.opcode for row in OPERATIONS} == set(Opcode) == set(SHAPES)
     assert len(PARSERS) == max(Opcode) + 1
     assert set(EMITTED) < set(Opcode)

@@ -57,7 +57,8 @@ NEWER = {
     "fuse_statx": (
         39,
         "uint32_t mask, blksize; uint64_t attributes; uint32_t nlink, uid, gid; uint16_t mode, gap;"
-        "uint64_t ino, size, blocks, attributes_mask; struct fuse_sx_time atime, btime, ctime, mtime;"
+        "uint64_t ino, size, blocks, attributes_mask;"
+        "struct fuse_sx_time atime, btime, ctime, mtime;"
         "uint32_t rdev_major, rdev_minor, dev_major, dev_minor; uint64_t gap2[14];",
     ),
     "fuse_statx_in": (
@@ -175,7 +176,8 @@ def test_entry_holds_its_attributes(tmp_path: Path) -> None:
         "offsetof(struct fuse_entry_out, attr), offsetof(struct fuse_entry_out, attr_valid),"
         "sizeof(struct fuse_attr_out), offsetof(struct fuse_attr_out, attr),"
         "sizeof(struct fuse_direntplus), sizeof(struct fuse_dirent));"
-        'printf("%zu %zu\\n", sizeof(struct fuse_statx_out), offsetof(struct fuse_statx_out, stat));',
+        'printf("%zu %zu\\n", sizeof(struct fuse_statx_out),'
+        "offsetof(struct fuse_statx_out, stat));",
     )
     assert lines == ["128 40 24 104 16 152 24", "288 32"]
 

@@ -1,4 +1,4 @@
-"""INIT negotiation: every flag a decision, old kernels and new ones, and what goes over the wire."""
+"""INIT negotiation: every flag a decision, old kernels and new ones, the bytes on the wire."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ KERNELS = [
     (23, 64, {"AUTO_INVAL_DATA", "DO_READDIRPLUS", "READDIRPLUS_AUTO", "ASYNC_DIO"},
      {"PARALLEL_DIROPS", "WRITEBACK_CACHE", "MAX_PAGES"}, 131072),
     (31, 64, {"MAX_PAGES", "CACHE_SYMLINKS", "EXPLICIT_INVAL_DATA", "HANDLE_KILLPRIV",
-              "POSIX_ACL", "ABORT_ERROR"}, {"AUTO_INVAL_DATA", "SETXATTR_EXT", "INIT_EXT"}, 1 << 20),
+              "POSIX_ACL", "ABORT_ERROR"}, {"AUTO_INVAL_DATA", "SETXATTR_EXT", "INIT_EXT"},
+     1 << 20),
     (38, 64, {"INIT_EXT", "CREATE_SUPP_GROUP", "HANDLE_KILLPRIV_V2", "SETXATTR_EXT"},
      {"HANDLE_KILLPRIV", "SECURITY_CTX", "HAS_RESEND"}, 1 << 20),
     (45, 64, {"HAS_RESEND", "HAS_EXPIRE_ONLY", "DIRECT_IO_ALLOW_MMAP"},

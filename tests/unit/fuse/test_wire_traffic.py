@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from dfuser.fuse.wire.ext import SuppGroups
 from dfuser.fuse.wire.inputs import UnknownIn
 from dfuser.fuse.wire.kernel import emit_request, parse_reply
 from dfuser.fuse.wire.layout import WireError
-from dfuser.fuse.wire.request import Request, parse_header, parse_request
+from dfuser.fuse.wire.request import Request, body_end, parse_header, parse_request
 
 from .wire_corpus import recorded
 
@@ -22,7 +23,8 @@ def again(request: Request, data: bytes) -> bytes:
     head = request.header
     return emit_request(
         head.opcode, request.body, unique=head.unique, nodeid=head.nodeid, uid=head.uid,
-        gid=head.gid, pid=head.pid, data=data[WRITE_DATA:], extensions=request.extensions,
+        gid=head.gid, pid=head.pid, data=data[WRITE_DATA : body_end(head)],
+        extensions=request.extensions,
     )  # fmt: skip
 
 
@@ -159,11 +161,10 @@ def test_every_truncation_of_every_message() -> None:
     for message in shapes.values():
         for size in range(len(message.data)):
             short = message.data[:size]
+            parse: Callable[[bytes], object]
+            parse = parse_request if message.kernel else notify.parse_notification
             with pytest.raises(WireError):
-                if message.kernel:
-                    parse_request(short)
-                else:
-                    notify.parse_notification(short)
+                parse(short)
 
 
 def test_truncations_that_lie_about_their_length() -> None:

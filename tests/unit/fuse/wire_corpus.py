@@ -1,4 +1,4 @@
-"""The traffic of two real mounts, as `test_wire_mount` recorded it on Linux 6.18 (protocol 7.45)."""
+"""The traffic of two real mounts, recorded by `test_wire_mount` on Linux 6.18 (protocol 7.45)."""
 
 from __future__ import annotations
 

@@ -464,7 +464,8 @@ class RawFs:
             "delete": lambda: notify.emit_delete(1, node.ino, b"note"),
             "resend": notify.emit_resend,
             "inc_epoch": notify.emit_inc_epoch,
-            "prune": lambda: notify.emit_prune([node.ino]),
+            # The FORGETs of many files wait until this write returns, and so come as a batch.
+            "prune": lambda: notify.emit_prune([ino for ino in self.nodes if ino != 1]),
         }
         self.ready |= what == "poll"
         if what == "delete":

@@ -229,6 +229,15 @@ def test_pcapng_files_that_are_none(raw: bytes, why: Why) -> None:
     assert caught.value.why is why
 
 
+def test_a_section_has_its_own_interfaces() -> None:
+    # What if a packet were timed by an interface of the section before?
+    reader = NgReader()
+    reader.receive(ng_file() + SHB + NgPacket(0, 5, b"", 0).pack())
+    *_, last = iter(reader.next_block, None)
+    with pytest.raises(WireError, match="interface 0 of 0"):
+        reader.packet(last)
+
+
 def test_interfaces_are_bounded() -> None:
     # What if a file described interfaces without end?
     reader = NgReader()

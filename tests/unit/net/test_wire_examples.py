@@ -322,6 +322,13 @@ def test_a_partial_checksum_is_completed_by_the_device() -> None:
     assert refused(lambda: VnetRepr(1, 0, 0, 0, 60, 0).complete(frame)) is Why.VNET_BADCSUM
 
 
+def test_a_completed_zero_is_sent_as_ones() -> None:
+    # What if the device's sum were all ones? A zero would say that UDP has no checksum.
+    frame = bytearray.fromhex("0000 fffe 0001 0000 0000")
+    VnetRepr(1, 0, 0, 0, 2, 4).complete(frame)
+    assert frame[6:8] == b"\xff\xff"
+
+
 def test_vnet_header() -> None:
     # What if a frame of 64 KiB from the host were misread?
     raw = bytes.fromhex("01 01 4200 a805 2200 1000") + bytes(100)
@@ -428,6 +435,16 @@ def test_ip6_faults_point_to_the_byte(nxt: int, raw: str, why: Why, at: int) -> 
     assert (caught.value.why, caught.value.at) == (why, at)
 
 
+def test_bytes_behind_an_ipv6_packet_are_outside() -> None:
+    # What if a short packet came in a frame of the least length?
+    view = Ipv6View(
+        pack(Ipv6Repr(SRC6, DST6, 60, 10)) + bytes.fromhex("3b000104000000000102") + b"pad"
+    )
+    assert bytes(view.payload)[-2:] == b"\1\2"
+    found = walk(view)
+    assert (found.data, found.end) == (48, 50)
+
+
 def test_ip6_counters() -> None:
     # What if a short packet were counted as another fault?
     raw = pack(Ipv6Repr(SRC6, DST6, 59, 4)) + b"data"
@@ -530,6 +547,13 @@ def nd(kind: Icmp6Type, body: bytes, code: int = 0) -> Callable[[], object]:
 def test_icmp6_counters(read: Callable[[], object], why: Why) -> None:
     # What if a message that must be discarded got through, or was counted wrongly?
     assert refused(read) is why
+
+
+def test_nd_options_of_impossible_lengths_mean_nothing() -> None:
+    # What if an option had half a name server, or more than an MTU?
+    for kind, units in ((25, 1), (25, 2), (25, 4), (5, 2), (3, 3), (31, 1)):
+        raw = bytes((kind, units)) + bytes(units * 8 - 2)
+        assert nd6_options.parse_options(raw) == (nd6_options.NdOptOther(kind, raw[2:]),)
 
 
 def test_redirects() -> None:
