@@ -89,9 +89,8 @@ def pack_entry(
     msec, mnsec = divmod(mtime, _SECOND)
     csec, cnsec = divmod(ctime, _SECOND)
     return _pack(
-        nodeid, generation, entry_valid, attr_valid, 0, 0,
-        ino, size, blocks, asec, msec, csec, ansec, mnsec, cnsec,
-        mode, nlink, uid, gid, rdev, blksize, flags,
+        nodeid, generation, entry_valid, attr_valid, 0, 0, ino, size, blocks, asec, msec, csec,
+        ansec, mnsec, cnsec, mode, nlink, uid, gid, rdev, blksize, flags,
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ _unpack_header: Final = i.IN_HEADER.struct.unpack_from
 
 
 def parse_header(data: Buffer, size: int) -> i.Header:
-    """The head of a request of which `size` bytes were read.
+    """The head of a request of which `size` bytes were read into `data`.
 
     Raises:
         WireError: it is cut off, or says another length than was read.

@@ -145,6 +145,18 @@ def test_listings_within_a_limit(rows: list[tuple[int, int, int, bytes]], size: 
         assert len(data) + (152 + len(rows[count][3]) + 7 & -8) > size
 
 
+def test_a_listing_fills_its_limit() -> None:
+    # What if the last record that just fits were left out, or one byte more were taken?
+    rows = [(1, at, 8, b"n" * 8) for at in range(4)]
+    plus = [(packed(), *row) for row in rows]
+    for pack, listed, record in ((pack_dirents, rows, 32), (pack_direntplus, plus, 160)):
+        for count in range(5):
+            assert pack(listed, count * record)[1] == count
+            assert pack(listed, count * record + record - 1)[1] == count
+    assert pack_dirents([(1, 1, 8, b"n" * 9)], 39) == (b"", 0)
+    assert pack_direntplus([(packed(), 1, 1, 8, b"n" * 9)], 167) == (b"", 0)
+
+
 def test_every_length_of_a_name() -> None:
     # What if the padding of some length were wrong: the kernel would lose all entries behind it.
     for length in range(1, LONGEST + 1):

@@ -271,6 +271,7 @@ def head(opcode: int, size: int, extlen: int = 0) -> bytes:
         (Opcode.BATCH_FORGET, b"1234"),
         (Opcode.REMOVEMAPPING, struct.pack("=I", 1) + bytes(8)),
         (Opcode.SETXATTR, struct.pack("=IIII", 9, 0, 0, 0) + b"user.x\0value"),
+        (Opcode.SETXATTR, struct.pack("=IIII", 3, 0, 0, 0) + b"user.x\0value"),
         (Opcode.SETXATTR, struct.pack("=IIII", 0, 0, 0, 0) + b"user.x"),
         (Opcode.IOCTL, struct.pack("=QIIQII", 0, 0, 0, 0, 5, 0) + b"1234"),
         (Opcode.IOCTL, bytes(31)),

@@ -76,6 +76,8 @@ def test_what_contradicts_itself() -> None:
         longer = struct.pack("=I", len(raw) + 1) + raw[4:] + b"\0"
         with pytest.raises(WireError):
             n.parse_notification(longer)
+        with pytest.raises(WireError):
+            n.parse_notification(raw + b"\0")
         for size in range(len(raw)):
             with pytest.raises(WireError):
                 n.parse_notification(raw[:size])
