@@ -183,10 +183,16 @@ class Kernel:
             step.func()
 
     def in_context(self, fn: Callable[..., Any], *args: Any) -> Any:
-        """Run ``fn`` synchronously in a borrowed kernel context on CPU 0 and return its result."""
+        """Run ``fn`` synchronously in a borrowed kernel context on CPU 0 and return its result.
+
+        A `Panic` stops the kernel and is raised on to the caller.
+        """
         td = self.lwkt.cpus[0].borrow()
         try:
             return fn(*args)
+        except Panic as exc:
+            self.panic("request", exc)
+            raise
         finally:
             td.cpu.unborrow(td)
 
@@ -208,7 +214,7 @@ class Kernel:
                 await self._stop_requested.wait()
                 with self._ending:
                     await self._stop_threads()
-                if self._ending.cancelled_caught:
+                if self.state == PANICKED:
                     await self.lwkt.shutdown()
                 nursery.cancel_scope.cancel()
         finally:
@@ -222,23 +228,27 @@ class Kernel:
     # --- stopping --------------------------------------------------------------------------
 
     async def _stop_threads(self) -> None:
-        if self.state != PANICKED:
-            self.in_context(self.vfs.sync_all)
-        await self.lwkt.shutdown()
+        try:
+            if self.state != PANICKED:
+                self.in_context(self.vfs.sync_all)
+            await self.lwkt.shutdown()
+        except Panic as exc:
+            self.panic("stopping", exc)
 
     def stop(self) -> None:
         """Take the kernel down from any state; leaves nothing. Idempotent."""
         if self.state == STOPPED:
             return
+        if self.state != PANICKED:
+            try:
+                self.lwkt.shutdown_nowait()
+                self.in_context(self._unmount_all)
+                self.in_context(self._run_shutdown)
+            except Panic as exc:
+                self.panic("stopping", exc)
         if self.lwkt.panicked is not None:
-            td = self.lwkt.panic_thread
-            self.panic(f"thread {td.name}" if td else "the machine", self.lwkt.panicked)
-        crashed = self.state == PANICKED
+            self.lwkt.shutdown_nowait()
         self.state = STOPPED
-        self.lwkt.shutdown_nowait()
-        if not crashed:
-            self.in_context(self._unmount_all)
-            self.in_context(self._run_shutdown)
         self.host.close()
         current: lwkt_thread.Thread | None = lwkt_thread.curthread
         if current is not None and current.cpu.lwkt is self.lwkt:
@@ -276,17 +286,16 @@ class Kernel:
         self.panic("clock interrupt", exc)
 
     def panic(self, where: str, exc: BaseException) -> None:
-        """Stop the kernel for a broken invariant: dump, stop the CPUs, tell who must know."""
+        """Stop the kernel for a broken invariant: stop the CPUs, dump, tell who must know."""
         if self.state in (PANICKED, STOPPED):
             return
         self.state = PANICKED
+        self.lwkt.note_panic(lwkt_thread.curthread, exc)
         self.panic_reason = f"{where}: {exc}"
         self.log(f"panic: {exc} (in {where})", LOG_CRIT)
         self.log("".join(traceback.format_exception(exc)), LOG_CRIT)
         self.ktr.stop()
         self.panic_dump = _panic.write(self, where, exc)
-        for cpu in self.lwkt.cpus:
-            cpu.stopped = True
         for fn in self._on_panic:
             fn()
         self.request_stop()

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from dfuser.libkern.sysinit import stage_name, startup_steps
-from dfuser.vfs.kernfs.ctl import ControlCommands
 from dfuser.vfs.kernfs.views_dev import DevViews
 from dfuser.vfs.kernfs.views_lwkt import LwktViews
 from dfuser.vfs.kernfs.views_vfs import VfsViews
@@ -43,7 +42,7 @@ def register(kernel: Kernel) -> None:
         LwktViews(kernel.lwkt, kernel.ktr),
         VfsViews(kernel.vfs),
         DevViews(kernel.devices, kernel.msgbuf),
-        ControlCommands(kernel.vfs),
+        world.commands,
         world.kinfo,
         world.mib,
     ):

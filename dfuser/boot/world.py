@@ -37,6 +37,7 @@ from dfuser.lwkt.synch import tsleep
 from dfuser.lwkt.thread import TDPRI
 from dfuser.vfs.devfs.devfs import DevfsVfsOps
 from dfuser.vfs.devfs.rules import DevfsDevOps, DevfsRules
+from dfuser.vfs.kernfs.ctl import ControlCommands
 from dfuser.vfs.kernfs.kernfs import KernfsVfsOps
 from dfuser.vfs.kernfs.registry import KernViews
 from dfuser.vfs.mountflags import VFCF, parse_options
@@ -77,6 +78,8 @@ class World:
         )
         self.procfs = ProcfsContents(kernel.procs, self.kinfo)
         self.views = KernViews()
+        #: What /kern/ctl and the control socket obey.
+        self.commands = ControlCommands(kernel.vfs)
 
     def owners(self) -> tuple[object, ...]:
         """The parts that declare sysctls."""
@@ -114,6 +117,7 @@ class World:
         types: list[tuple[str, Callable[[], VfsOps], int]] = [
             ("tmpfs", TmpfsVfsOps, 0),
             ("null", NullVfsOps, VFCF.LOOPBACK),
+            ("nullfs", NullVfsOps, VFCF.LOOPBACK),
             ("devfs", DevfsVfsOps.factory(kernel.devices, self.devfs_rules), synthetic),
             ("procfs", ProcfsVfsOps.factory(self.procfs), synthetic),
             ("sysctlfs", SysctlfsVfsOps.factory(kernel.sysctl), synthetic),

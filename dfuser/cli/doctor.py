@@ -106,7 +106,7 @@ def connections() -> Finding:
 def stale() -> Iterator[Finding]:
     """Mounts of killed dfusers."""
     running = {item.mountpoint for item in instances()}
-    left = [info.path for info in host.mounts() if info.fstype == "fuse.dfuser"]
+    left = [info.path for info in host.mounts() if info.fstype == host.FSTYPE]
     dead = [path for path in left if path not in running and is_stale(path)]
     for path in dead:
         yield Finding("mounts", "fail", f"{path} is left by a killed dfuser",

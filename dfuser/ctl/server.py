@@ -23,7 +23,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
@@ -80,7 +80,8 @@ class _Peer:
         self.port: Port | None = initport_replyonly(self._reply, "ctl:?", lwkt)
         #: Ends both tasks of the connection at once.
         self.scope = trio.CancelScope()
-        self._outgoing: deque[bytes] = deque()
+        #: Frames, each with what the writer awaits before it.
+        self._outgoing: deque[tuple[bytes, Callable[[], Awaitable[None]] | None]] = deque()
         self._bytes = 0
         self._more = trio.Event()
 
@@ -88,17 +89,20 @@ class _Peer:
         assert isinstance(msg, CtlMsg)
         msg.flags |= MSGF.REPLY | MSGF.DONE
         self.open.pop(msg.msgid, None)
-        self.put(Frame(Op.REPLY, msg.msgid, msg.error, msg.result))
+        self.put(Frame(Op.REPLY, msg.msgid, msg.error, msg.result), msg.settle)
 
-    def put(self, frame: Frame) -> None:
-        """Queue a frame for the writer. Never raises: it may be called by any thread."""
+    def put(self, frame: Frame, settle: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Queue a frame for the writer. Never raises: it may be called by any thread.
+
+        The writer awaits ``settle`` first: a bounded time, in which later frames wait too.
+        """
         data = _encode(frame)
         self._bytes += len(data)
         if self._bytes > MAX_OUTGOING:
             _log.info("control connection of %s: does not read its replies", self.client)
             self.scope.cancel()
         else:
-            self._outgoing.append(data)
+            self._outgoing.append((data, settle))
         self._more.set()
 
     def finish(self) -> None:
@@ -110,7 +114,10 @@ class _Peer:
         """The writer's task."""
         while True:
             while self._outgoing:
-                data = memoryview(self._outgoing.popleft())
+                frame, settle = self._outgoing.popleft()
+                if settle is not None:
+                    await settle()
+                data = memoryview(frame)
                 length = len(data)
                 while data:
                     data = data[await self.sock.send(data) :]

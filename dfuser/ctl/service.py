@@ -5,6 +5,9 @@ system call would be; a command that says `Block` is finished by an LWKT thread 
 reply comes then. A command has no logic of its own: it calls what the system call, the sysctl
 handler or the file in ``/kern`` calls.
 
+A command may change what the host has cached: a mount covers a name. Such a command is marked
+``settles``, and its message carries the wait that whoever writes the reply does first.
+
 An abort ends the interruptible sleep of that thread; if it comes before the thread sleeps, it is
 remembered and found before the next one. The reply is then ECANCELED.
 
@@ -18,8 +21,8 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 from dfuser.libkern.errno import (
     EASYNC,
@@ -44,22 +47,36 @@ from dfuser.lwkt.thread import ThreadKilled
 if TYPE_CHECKING:
     from dfuser.lwkt.machine import Lwkt
     from dfuser.lwkt.thread import Thread
+    from dfuser.vfs.hostcache import HostCache
 
 _MARK: Final = "__ctl_command__"
+_SETTLES: Final = "__ctl_settles__"
 _PREFIX: Final = "cmd_"
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def command(fn: _F) -> _F:
-    """Mark a method as a command: ``def cmd_name(self, cred, **arguments) -> JSON value``."""
-    setattr(fn, _MARK, True)
-    return fn
+@overload
+def command(fn: _F, /) -> _F: ...
+@overload
+def command(*, settles: bool) -> Callable[[_F], _F]: ...
+def command(fn: Any = None, /, *, settles: bool = False) -> Any:
+    """Mark a method as a command: ``def cmd_name(self, cred, **arguments) -> JSON value``.
+
+    With ``settles`` the reply goes out when the host has heard what the command changed.
+    """
+
+    def mark(method: _F) -> _F:
+        setattr(method, _MARK, True)
+        setattr(method, _SETTLES, settles)
+        return method
+
+    return mark if fn is None else mark(fn)
 
 
 class CtlMsg(LwktMsg):
     """A message from a host program."""
 
-    __slots__ = ("aborted", "args", "command", "cred", "msgid", "thread")
+    __slots__ = ("aborted", "args", "command", "cred", "msgid", "settle", "thread")
 
     def __init__(
         self, reply_port: Port, msgid: int, name: str, args: Mapping[str, Any], cred: Ucred
@@ -70,6 +87,8 @@ class CtlMsg(LwktMsg):
         self.args = args
         self.cred = cred
         self.aborted = False
+        #: What to await before the reply is written, or None.
+        self.settle: Callable[[], Awaitable[None]] | None = None
         #: The thread that finishes a command that had to wait.
         self.thread: Thread | None = None
 
@@ -107,6 +126,11 @@ class Service:
         self.failed = 0
         self.port = initport_putonly(self._put, f"ctl:{self.name}", lwkt)
 
+    @property
+    def hostcache(self) -> HostCache | None:
+        """Who must have heard of a change before its command is over; None where nobody caches."""
+        return None
+
     def commands(self) -> dict[str, str]:
         """The commands and the first line of what each says about itself."""
         found = {}
@@ -131,6 +155,9 @@ class Service:
         except TypeError as error:
             msg.result = {"error": f"{self.name}.{msg.command}: {error}"}
             return EINVAL
+
+        host = self.hostcache if getattr(method, _SETTLES, False) else None
+        msg.settle = host.settle if host is not None else None
 
         def core() -> Any:
             return method(*bound.args, **bound.kwargs)

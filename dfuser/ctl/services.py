@@ -41,6 +41,7 @@ from .vfs_services import VfsService
 
 if TYPE_CHECKING:
     from dfuser.boot.kernel import Kernel
+    from dfuser.vfs.hostcache import HostCache
 
 #: Most variables one `list` gives, and most bytes of a value or a command line.
 MAX_LIST: Final = 20_000
@@ -190,7 +191,13 @@ class KernService(Service):
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel.lwkt, kernel.report, kernel.panicked)
+        self.vfs = kernel.vfs
         self.views = kernel.world.views
+
+    @property
+    def hostcache(self) -> HostCache | None:
+        """The host, which must hear what a view did before who asked for it goes on."""
+        return self.vfs.hostcache
 
     @command
     def cmd_list(self, cred: Ucred) -> list[dict[str, Any]]:
@@ -208,7 +215,7 @@ class KernService(Service):
             raise KError(ENOENT, f"there is no view {name!r} in /kern")
         return self.views.render(view)
 
-    @command
+    @command(settles=True)
     def cmd_write(self, cred: Ucred, name: str, text: str) -> str | None:
         """Give a view one command."""
         view = self.views.find(need_str("name", name))

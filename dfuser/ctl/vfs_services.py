@@ -1,7 +1,7 @@
 """The service about files: mounts, names, vnodes.
 
-`nlookup` walks a path one component at a time with the kernel's own `lookup1` and says for each
-what the namecache knew before and knows now, so that one can watch it work.
+`nlookup` is the kernel's own walk with an observer: for each component it says what the namecache
+knew before and knows now, so that one can watch it work.
 
 Counterpart: mount(8), umount(8), df(1); ``show ncp`` has no counterpart in DragonFly.
 Token/lock order: takes none.
@@ -10,29 +10,35 @@ Invariants: nothing is held after a command; lists are cut at their limit and sa
 
 from __future__ import annotations
 
-import shlex
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from dfuser.libkern.errno import EINVAL, ELOOP, ENOENT, ENOTDIR, KError, errno_name
-from dfuser.libkern.param import MAXPATHLEN, MAXSYMLINKS
-from dfuser.libkern.stat import VType
+from dfuser.libkern.errno import EINVAL, KError, errno_name
+from dfuser.libkern.param import MAXPATHLEN
 from dfuser.libkern.ucred import Ucred
-from dfuser.lwkt.block import Block
-from dfuser.vfs.kernfs.ctl import ControlCommands
 from dfuser.vfs.kernfs.registry import plain
 from dfuser.vfs.kernfs.views_vfs import VfsViews
-from dfuser.vfs.namecache import NCF
-from dfuser.vfs.nlookup import lookup1
+from dfuser.vfs.nlookup import NLC, NlookupData, nlookup
 
 from .lwkt_services import MAX_ROWS, need_int
 from .service import Service, command
 
 if TYPE_CHECKING:
     from dfuser.boot.kernel import Kernel
-    from dfuser.vfs.namecache import NamecacheEntry, NcHandle
-    from dfuser.vfs.vnode import Vnode
+    from dfuser.vfs.hostcache import HostCache
+    from dfuser.vfs.nlwatch import NlookupStep
 
+#: What a walk may be for, with the flags that its system call gives to nlookup.
+INTENTS: Final = MappingProxyType(
+    {
+        "stat": NLC.FOLLOW,
+        "open": NLC.FOLLOW | NLC.OPEN | NLC.READ,
+        "create": NLC.CREATE | NLC.EXCL | NLC.REFDVP,
+        "delete": NLC.DELETE | NLC.REFDVP,
+        "rename": NLC.RENAME_SRC | NLC.REFDVP,
+    }
+)
 #: Steps one `nlookup` describes at most: components of the path and of all links in it.
 MAX_STEPS: Final = 2048
 
@@ -46,7 +52,12 @@ class VfsService(Service):
         super().__init__(kernel.lwkt, kernel.report, kernel.panicked)
         self.vfs = kernel.vfs
         self._views = VfsViews(kernel.vfs)
-        self._commands = ControlCommands(kernel.vfs)
+        self._commands = kernel.world.commands
+
+    @property
+    def hostcache(self) -> HostCache | None:
+        """The host, which must hear of mounts before who mounted goes on."""
+        return self.vfs.hostcache
 
     # --- mounts ----------------------------------------------------------------------------
 
@@ -68,24 +79,25 @@ class VfsService(Service):
             for mp in self.vfs.mounts
         ]
 
-    @command
+    @command(settles=True)
     def cmd_mount(
         self, cred: Ucred, fstype: str, on: str, source: str = "", options: str = ""
     ) -> None:
         """Mount a file system inside, as ``mount`` written to /kern/ctl does."""
-        words = ["mount", "-t", _word("fstype", fstype)]
-        if options:
-            words += ["-o", _word("options", options)]
-        words += [_word("source", source or fstype), _path("on", on)]
-        self._commands.obey(shlex.join(words), cred)
+        self._commands.mount(
+            _word("fstype", fstype),
+            _word("source", source or fstype),
+            _path("on", on),
+            _word("options", options) if options else "",
+            cred,
+        )
 
-    @command
+    @command(settles=True)
     def cmd_unmount(self, cred: Ucred, on: str, force: bool = False) -> None:
         """Unmount a file system inside, as ``umount`` written to /kern/ctl does."""
         if not isinstance(force, bool):
             raise KError(EINVAL, "force must be true or false")
-        words = ["umount", *(["-f"] if force else []), _path("on", on)]
-        self._commands.obey(shlex.join(words), cred)
+        self._commands.umount(_path("on", on), cred, force=force)
 
     # --- vnodes and names ------------------------------------------------------------------
 
@@ -126,7 +138,7 @@ class VfsService(Service):
         flags = INTENTS.get(intent or "stat")
         if flags is None:
             raise KError(EINVAL, f"intent must be one of {', '.join(INTENTS)}")
-        text = _path("path", path, limit=None).encode("utf-8", "surrogateescape")
+        text = _path("path", path).encode("utf-8", "surrogateescape")
         log = _StepLog()
         error, said = 0, ""
         with NlookupData(self.vfs, None, None, text, cred, flags) as nd:
@@ -153,14 +165,15 @@ def _word(name: str, value: object) -> str:
 
 
 def _path(name: str, value: object) -> str:
-    text = _word(name, value)
+    """A path inside, of any length: what is too long is for the walk to say."""
+    text = value if isinstance(value, str) else ""
     if not text.startswith("/") or "\0" in text:
         raise KError(EINVAL, f"{name} must be a path inside that starts with /")
     return text
 
 
 class _StepLog:
-    """The observer of a walk: its first `MAX_STEPS` steps as plain data, and how many there were."""
+    """The observer of a walk: its first `MAX_STEPS` steps as plain data, and their number."""
 
     __slots__ = ("count", "rows")
 

@@ -184,7 +184,7 @@ class LogOps(DevOps):
         Raises:
             KError: EOPNOTSUPP, another filter.
         """
-        if getattr(kn, "filter", EVFILT_READ) != EVFILT_READ:
+        if kn.filter != EVFILT_READ:
             raise KError(EOPNOTSUPP)
         self.klist.insert(kn)
 

@@ -4,6 +4,10 @@ Packing an ``EntryAttributes`` costs more than finding a file, so the packed rec
 kept in ``Vnode.attr_cache`` until a file system says that something changed (`Vnode.attr_changed`).
 Records are bounded: the oldest are dropped when more than the limit are packed.
 
+The flags of a mount inside are the host's business too, and it knows only one mount, ours. What it
+decides by itself from a mode is told by the mode: files of a noexec mount have no x bit, those of a
+nosuid mount no set-id bits. The bits stay stored, and are seen where the mount lets them.
+
 Device nodes of a synthetic file system are shown as regular files: the host would otherwise open
 its own device instead of asking us. Their true type and number are in the extended attributes
 ``user.dfuser.type`` and ``user.dfuser.rdev``.
@@ -17,8 +21,10 @@ from typing import TYPE_CHECKING, Final
 
 import pyfuse3
 
-from dfuser.libkern.stat import VType, vttoif
+from dfuser.libkern.stat import S_ISGID, S_ISUID, VType, vttoif
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
+from dfuser.vfs.mountflags import MNT
+from dfuser.vfs.nullfs.vfsops import NullMount
 
 if TYPE_CHECKING:
     from dfuser.vfs.mount import Mount
@@ -33,14 +39,21 @@ LONG_TIMEOUT: Final = 86400.0
 EVICT_PART: Final = 8
 #: Coherence class whose files the host must ask about each time.
 VOLATILE: Final = "volatile"
+#: Mount flags that are seen in packed attributes.
+SHOWN_FLAGS: Final = MNT.NOEXEC | MNT.NOSUID
+_X_BITS: Final = 0o111
 
 
 class AttrCache:
     """Packs attributes and bounds how many packed records are kept."""
 
     sysctl_limit = Sysctl(
-        "vfs.fuse.attr_limit", "packed attribute records kept", attr="limit",
-        flags=CtlFlag.RW, minimum=0, maximum=10_000_000,
+        "vfs.fuse.attr_limit",
+        "packed attribute records kept",
+        attr="limit",
+        flags=CtlFlag.RW,
+        minimum=0,
+        maximum=10_000_000,
     )
     sysctl_packed = Sysctl("vfs.fuse.attr_packed", "attribute records packed", attr="packed")
 
@@ -87,6 +100,18 @@ class AttrCache:
         self._order.clear()
 
 
+def mount_below(mount: Mount) -> Mount | None:
+    """The mount whose files a null mount shows; None for any other mount."""
+    data = mount.data
+    return data.lower if isinstance(data, NullMount) else None
+
+
+def flags_of(mount: Mount) -> int:
+    """The MNT.* flags that hold for files seen through ``mount``, a null mount's lower included."""
+    below = mount_below(mount)
+    return mount.flag if below is None else mount.flag | below.flag
+
+
 def pack(mount: Mount, nodeid: int, va: Vattr) -> pyfuse3.EntryAttributes:
     """An ``EntryAttributes`` for ``va``."""
     entry = pyfuse3.EntryAttributes()
@@ -102,7 +127,15 @@ def pack(mount: Mount, nodeid: int, va: Vattr) -> pyfuse3.EntryAttributes:
     timeout = 0.0 if volatile else LONG_TIMEOUT
     entry.entry_timeout = timeout
     entry.attr_timeout = timeout
-    entry.st_mode = vttoif(vtype) | (va.mode or 0)
+    mode = va.mode or 0
+    if vtype is VType.VREG:
+        flags = flags_of(mount)
+        if flags & SHOWN_FLAGS:
+            if flags & MNT.NOEXEC:
+                mode &= ~_X_BITS
+            if flags & MNT.NOSUID:
+                mode &= ~(S_ISUID | S_ISGID)
+    entry.st_mode = vttoif(vtype) | mode
     entry.st_nlink = va.nlink
     entry.st_uid = va.uid or 0
     entry.st_gid = va.gid or 0

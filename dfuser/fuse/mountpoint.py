@@ -1,7 +1,11 @@
 """The host's side of mounting: is this directory fit, is an old mount in the way, who holds it.
 
 Nothing here may be called from the kernel's loop for a mount that the loop serves: looking at one's
-own mount waits for oneself. `connection_of` and `is_mounted` read ``/proc/self/mountinfo`` instead.
+own mount waits for oneself. `connection_of` and `mounted_at` read ``/proc/self/mountinfo`` instead.
+
+Whether a mount is dead is found out by asking it, and a server that hangs never answers: Linux
+does not let go of who asks, not even for SIGKILL. `is_stale` therefore sends a child process, and
+leaves it behind when it does not come back. Mounts that are not ours are not asked.
 
 Counterpart: none; libfuse's fusermount3 does the mounting itself.
 """
@@ -14,11 +18,26 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
 _FUSE_CONF: Final = Path("/etc/fuse.conf")
 _CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+#: The type of our mounts in the host's table ("subtype=dfuser").
+FSTYPE: Final = "fuse.dfuser"
+#: Longest that a mount is given to answer.
+ASK_SECONDS: Final = 5.0
+#: Longest that is waited for the end of a child that did not come back.
+KILL_SECONDS: Final = 1.0
+#: What the child of `ask` runs: its exit code is the errno.
+_ASKER: Final = """
+import os, sys
+try:
+    os.statvfs(sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
 #: What mountinfo escapes in paths.
 _ESCAPES: Final = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
@@ -66,15 +85,35 @@ def mounted_at(path: str) -> MountInfo | None:
 
 
 def is_stale(path: str) -> bool:
-    """Whether ``path`` is a FUSE mount whose server is gone (ENOTCONN for everybody)."""
+    """Whether ``path`` is a dfuser mount whose server is gone (ENOTCONN for everybody).
+
+    Takes `ASK_SECONDS` at most; a server that has not answered by then is not gone.
+    """
     info = mounted_at(path)
-    if info is None or not info.fstype.startswith("fuse"):
+    if info is None or info.fstype != FSTYPE:
         return False
+    return ask(path) in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def ask(path: str) -> int | None:
+    """The errno of a statfs(2) of ``path``, 0 if it has none, None when nobody answers in time.
+
+    stat(2) would not do: the host may answer it from its cache.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _ASKER, os.fsencode(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
     try:
-        os.statvfs(path)  # stat may be answered from the host's cache
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+        return child.wait(ASK_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(KILL_SECONDS)
+        return None
 
 
 def clear_stale(path: str) -> bool:
@@ -126,7 +165,8 @@ def check_fuse() -> None:
     device = "/dev/fuse"
     if not os.path.exists(device):
         raise MountError(
-            "fuse", "there is no /dev/fuse: load the fuse module ('modprobe fuse'), or start the "
+            "fuse",
+            "there is no /dev/fuse: load the fuse module ('modprobe fuse'), or start the "
             "container with '--device /dev/fuse --cap-add SYS_ADMIN'",
         )
     if shutil.which("fusermount3") is None:

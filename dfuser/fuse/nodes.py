@@ -77,7 +77,8 @@ class NodeTable:
 
     sysctl_nodes = Sysctl("vfs.fuse.nodes", "nodeids the host holds", getter="_count")
     sysctl_revived = Sysctl(
-        "vfs.fuse.revived", "nodeids whose vnode had been reclaimed and was fetched again",
+        "vfs.fuse.revived",
+        "nodeids whose vnode had been reclaimed and was fetched again",
         attr="revived",
     )
 
@@ -89,6 +90,8 @@ class NodeTable:
         self.forgotten = 0
         self.revived = 0
         self._root_key = 0
+        #: Pinned vnodes that a forced unmount took, to be given back when it is over.
+        self._orphans: list[Vnode] = []
         self._large: dict[tuple[int, int], int] = {}
         self._large_next = _TABLE_BASE
 
@@ -216,8 +219,28 @@ class NodeTable:
         vp.handle = None
         while node is not None:
             node.vp = None
-            node.pinned = False
+            if node.pinned:
+                node.pinned = False
+                self._orphans.append(vp)
             node.next, node = None, node.next
+
+    def unmounted(self) -> list[Node]:
+        """A mount has gone: take its nodes off their vnodes; returns them.
+
+        From now on they are ESTALE, also those of a null mount, whose vnodes live on below.
+        Needs a kernel context. Costs a walk over all nodes.
+        """
+        gone = [
+            node
+            for node in self.by_id.values()
+            if self._mount_by_index(node.mount.index) is not node.mount
+        ]
+        for node in gone:
+            self._unbind(node)
+        orphans, self._orphans = self._orphans, []
+        for vp in orphans:
+            vp.rele()
+        return gone
 
     def forget(self, nodeid: int, nlookup: int) -> None:
         """The host gives ``nlookup`` references back. Needs a kernel context."""
@@ -234,6 +257,11 @@ class NodeTable:
         self.forgotten += 1
         if node.nodeid > _TABLE_BASE:
             self._large.pop((node.mount.index - 1, node.ino), None)
+        self._unbind(node)
+
+    @staticmethod
+    def _unbind(node: Node) -> None:
+        """Part a node and its vnode."""
         vp = node.vp
         if vp is None:
             return

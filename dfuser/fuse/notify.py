@@ -31,9 +31,10 @@ import trio
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.vfs.vnode import V
 
-from .attr import VOLATILE
+from .attr import VOLATILE, mount_below
 
 if TYPE_CHECKING:
+    from dfuser.vfs.mount import Mount
     from dfuser.vfs.vnode import Vnode
 
     from .attr import AttrCache
@@ -48,7 +49,7 @@ _DATA: Final = 2
 #: Longest that `Notifier.stop` waits for a message the host is slow to take.
 STOP_SECONDS: Final = 5
 #: Longest that a command waits until the host has heard what it changed.
-SETTLE_SECONDS: Final = 0.1
+SETTLE_SECONDS: Final = 2
 
 
 class NotifyStatistics(NamedTuple):
@@ -74,8 +75,12 @@ class Notifier:
     """
 
     sysctl_limit = Sysctl(
-        "vfs.fuse.notify_limit", "invalidations that may wait", attr="limit",
-        flags=CtlFlag.RW, minimum=16, maximum=1_000_000,
+        "vfs.fuse.notify_limit",
+        "invalidations that may wait",
+        attr="limit",
+        flags=CtlFlag.RW,
+        minimum=16,
+        maximum=1_000_000,
     )
     sysctl_sent = Sysctl("vfs.fuse.notify_sent", "invalidations written", attr="sent")
     sysctl_resyncs = Sysctl(
@@ -143,6 +148,19 @@ class Notifier:
         self.attrs.drop(vp)
         self.nodes.reclaimed(vp)
 
+    def mount_changed(self, mount: Mount) -> None:
+        """The flags of a mount are others: what was packed from its files is void."""
+        for node in self.nodes.by_id.values():
+            if node.mount is mount or mount_below(node.mount) is mount:
+                if node.vp is not None:
+                    node.vp.attr_cache = None
+                self._put(node.nodeid, None, _ATTR)
+
+    def unmounted(self) -> None:
+        """A mount has gone: the host must not answer from its caches for files that were open."""
+        for node in self.nodes.unmounted():
+            self._put(node.nodeid, None, _DATA)
+
     def _changed(self, vp: Vnode, what: int) -> None:
         node = vp.handle
         if node is None or (self.context.serving and node.next is None):
@@ -181,11 +199,7 @@ class Notifier:
 
     @staticmethod
     def _names(vp: Vnode) -> tuple[bytes, ...]:
-        ncps = vp.namecache
-        if not ncps:
-            return ()
-        ncp = ncps[0] if isinstance(ncps, list) else ncps
-        return tuple(ncp.children or ())
+        return tuple(name for ncp in vp.ncps() for name in ncp.children or ())
 
     @property
     def busy(self) -> bool:

@@ -26,26 +26,33 @@ import pyfuse3
 
 from dfuser.libkern.acl import XATTR_ACCESS
 from dfuser.libkern.errno import (
+    EACCES,
     EBADF,
     EEXIST,
+    ELOOP,
     ENOATTR,
     ENOENT,
     ESTALE,
     KError,
 )
-from dfuser.libkern.fcntl import O_APPEND, O_DIRECTORY, O_EXCL, O_RDONLY, oflags_from_linux
+from dfuser.libkern.fcntl import (
+    O_APPEND,
+    O_DIRECTORY,
+    O_EXCL,
+    O_NOATIME,
+    O_RDONLY,
+    oflags_from_linux,
+)
 from dfuser.libkern.stat import DT_DIR
 from dfuser.libkern.ucred import Ucred
 from dfuser.vfs import syscalls as kern
+from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.namecache import NCF, NcHandle
 from dfuser.vfs.ncpath import live_ncp
 from dfuser.vfs.vattr import Vattr
-from dfuser.vfs.vop import (
-    EXTATTR_NAMESPACE_SYSTEM,
-    EXTATTR_NAMESPACE_USER,
-)
+from dfuser.vfs.vop import EXTATTR_NAMESPACE_SYSTEM, EXTATTR_NAMESPACE_USER
 
-from .attr import VOLATILE, negative, pack, statvfs
+from .attr import VOLATILE, flags_of, mount_below, negative, pack, statvfs
 from .request import Caller, OpenFile, fh_request, request
 
 if TYPE_CHECKING:
@@ -65,6 +72,8 @@ if TYPE_CHECKING:
 #: Entries asked of a file system at a time; about what fits one readdirplus reply.
 READDIR_BATCH: Final = 32
 _USER: Final = b"user."
+#: The host opens the file to execute it. Counterpart: __FMODE_EXEC (linux/fs.h).
+FMODE_EXEC: Final = 0x20
 #: Asked by the host before every write, to clear it.
 CAPABILITY: Final = b"security.capability"
 #: Rebuilding the path of a directory is the kernel's own business.
@@ -138,6 +147,10 @@ class Operations(pyfuse3.Operations):
         return self._entry(nch.mount, vp)
 
     def _opened(self, file: File, node: Node, ctx: Any) -> int:
+        """Enter an open. An append is the host's to place; a null mount's atime rule is ours."""
+        file.flags &= ~O_APPEND
+        if mount_below(node.mount) and node.mount.flag & (MNT.NOATIME | MNT.RDONLY):
+            file.flags |= O_NOATIME
         self._next_fh = fh = self._next_fh + 1
         self.files[fh] = OpenFile(file, node, Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask))
         return fh
@@ -194,9 +207,7 @@ class Operations(pyfuse3.Operations):
         return self._entry_of(nch)
 
     @request
-    def mkdir(
-        self, parent_inode: int, name: bytes, mode: int, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
+    def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Create a directory."""
         _, dnch = self._dir(parent_inode)
         cred = self.context.cred(ctx.uid, ctx.gid)
@@ -255,8 +266,14 @@ class Operations(pyfuse3.Operations):
 
     @request
     def readlink(self, inode: int, ctx: Any) -> bytes:
-        """The target of a symbolic link."""
-        _, _, nch = self._nch(inode)
+        """The target of a symbolic link.
+
+        The host asks the same question to follow a link as to show it, and a nosymfollow mount
+        must not be followed on: ELOOP for both.
+        """
+        node, _, nch = self._nch(inode)
+        if flags_of(node.mount) & MNT.NOSYMFOLLOW:
+            raise KError(ELOOP)
         return kern.kern_readlink(self.vfs, nch, self.context.cred(ctx.uid, ctx.gid))
 
     # --- attributes ------------------------------------------------------------------------
@@ -320,8 +337,9 @@ class Operations(pyfuse3.Operations):
         node, _, nch = self._nch(inode)
         cred = self.context.cred(ctx.uid, ctx.gid)
         ours = oflags_from_linux(flags)
+        if flags & FMODE_EXEC and flags_of(node.mount) & MNT.NOEXEC:
+            raise KError(EACCES)
         file = kern.kern_open(self.vfs, nch, ours, cred, chk=False)
-        file.flags &= ~O_APPEND
         return self._info(self._opened(file, node, ctx), node.mount)
 
     @request
@@ -345,7 +363,6 @@ class Operations(pyfuse3.Operations):
                 raise
             cred = self.context.full_cred(ctx)
             nch, file = kern.kern_create(self.vfs, dnch, name, mode & 0o7777, ours, cred)
-        file.flags &= ~O_APPEND
         node = self.nodes.find(nch.mount, file.vp)
         entry = self.attrs.entry(node, file.vp)
         node.nlookup += 1
@@ -375,13 +392,14 @@ class Operations(pyfuse3.Operations):
         A write to a file of the kernel's own (/kern/ctl, a sysctl) may change any other file, which
         the host cannot know: it is told as of a change from inside.
         """
-        if opened.node.mount.coherence == VOLATILE:
-            self.context.serving = False
+        if opened.node.mount.coherence != VOLATILE:
+            return kern.kern_write(opened.file, off, buf)
+        self.context.serving = False
         return kern.kern_write(opened.file, off, buf)
 
-    @fh_request
-    def flush(self, opened: OpenFile) -> None:
+    async def flush(self, fh: int) -> None:
         """A descriptor is closed; others of the same open may live on. Nothing is buffered here."""
+        self.context.counts["flush"] += 1
 
     async def release(self, fh: int) -> None:
         """The last descriptor of an open is gone. Errors cannot be reported to anybody."""

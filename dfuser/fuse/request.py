@@ -78,12 +78,14 @@ class Caller(NamedTuple):
 class OpenFile:
     """One open of the host: a `File` and who opened it."""
 
-    __slots__ = ("caller", "file", "node")
+    __slots__ = ("caller", "file", "gone", "node")
 
     def __init__(self, file: File, node: Node, caller: Caller) -> None:
         self.file = file
         self.node = node
         self.caller = caller
+        #: The mount it was opened through has been taken away.
+        self.gone = False
 
 
 class RequestTable(NamedTuple):
@@ -108,8 +110,12 @@ class RequestContext:
         "vfs.fuse.interrupted", "waits ended by a signal of the caller", attr="interrupted"
     )
     sysctl_max = Sysctl(
-        "vfs.fuse.max_parked", "requests that may wait at a time", attr="max_parked",
-        flags=CtlFlag.RW, minimum=1, maximum=100_000,
+        "vfs.fuse.max_parked",
+        "requests that may wait at a time",
+        attr="max_parked",
+        flags=CtlFlag.RW,
+        minimum=1,
+        maximum=100_000,
     )
 
     def __init__(
@@ -202,9 +208,7 @@ class RequestContext:
         now = self._caller
         return CallerId(now.pid, now.uid, now.gid) if now is not None else None
 
-    async def run(
-        self, op: str, caller: Any, nodeid: int, core: Callable[..., R], *args: Any
-    ) -> R:
+    async def run(self, op: str, caller: Any, nodeid: int, core: Callable[..., R], *args: Any) -> R:
         """Serve one request: ``core(*args)`` for ``caller``, parked if it must wait.
 
         What the decorators do, for handlers that need something before or after it.
@@ -355,6 +359,8 @@ def fh_request(
             opened = self.files[fh]
         except KeyError:
             raise pyfuse3.FUSEError(host_errno.EBADF) from None
+        if opened.gone:
+            raise pyfuse3.FUSEError(host_errno.ESTALE)
         try:
             td = context.enter(opened.caller)
             try:
@@ -365,8 +371,6 @@ def fh_request(
             pass
         except BaseException as exc:
             raise context.translate(op, exc) from None
-        return await context.park(
-            op, opened.caller, opened.node.nodeid, core, self, opened, *args
-        )
+        return await context.park(op, opened.caller, opened.node.nodeid, core, self, opened, *args)
 
     return cast("Callable[Concatenate[S, int, P], Coroutine[Any, Any, R]]", handler)

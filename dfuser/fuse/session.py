@@ -20,7 +20,9 @@ import pyfuse3
 import trio
 
 from dfuser.libkern.errno import KError
+from dfuser.libkern.klist import HookKnote
 from dfuser.lwkt.synch import abort_sleep
+from dfuser.vfs.mountflags import VQ_UNMOUNT
 from dfuser.vfs.syscalls import kern_close
 
 from . import mountpoint as host
@@ -128,6 +130,7 @@ class FuseSession:
         )
         #: Set when the host has unmounted us.
         self.ended = trio.Event()
+        self._unmounts = HookKnote(VQ_UNMOUNT, self._unmounted)
         self.mounted = False
         self._fd = -1
         self._connection = ""
@@ -163,18 +166,27 @@ class FuseSession:
             raise MountError(
                 "fuse", f"the host refused to mount on {options.mountpoint} ({error})"
             ) from None
+        self.vfs.mounts.fs_klist.insert(self._unmounts)
         self.mounted = True
         self._fd = min(host.fuse_descriptors() - before, default=-1)
         self._connection = host.connection_of(options.mountpoint)
         host.set_max_background(self._connection, options.max_parked)
 
+    def _unmounted(self, note: HookKnote) -> None:
+        """A mount inside has gone: what the host has open of it fails from now on."""
+        note.take()
+        self.notifier.unmounted()
+        mounted = self.vfs.mounts.get
+        for opened in self.ops.files.values():
+            mount = opened.node.mount
+            if mounted(mount.index) is not mount:
+                opened.gone = True
+
     def _host_gone(self) -> bool:
         """Whether the host has unmounted or aborted: nobody waits for an answer any more."""
         return self._fd >= 0 and host.is_disconnected(self._fd)
 
-    async def serve(
-        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Answer requests until the host unmounts; then close what it left open."""
         try:
             async with trio.open_nursery() as nursery:
@@ -193,6 +205,7 @@ class FuseSession:
         that a request holds which nobody will answer any more.
         """
         self.context.close()
+        self.vfs.mounts.fs_klist.remove(self._unmounts)
         if not self._host_gone():
             host.abort(self._connection)
         self.notifier.stop()
@@ -221,6 +234,7 @@ class FuseSession:
                 _log.warning("closing a file at unmount: %s", error)
         self.ops.files.clear()
         self.attrs.clear()
+        self.nodes.unmounted()
         root = self.nodes.by_id.get(pyfuse3.ROOT_INODE)
         rootvp = root.vp if root is not None else None
         for node in list(self.nodes.by_id.values()):

@@ -88,11 +88,16 @@ class SignalWatcher:
     """
 
     sysctl_foreign = Sysctl(
-        "vfs.fuse.foreign_wait", "longest wait in seconds of a caller without a pid here",
-        attr="foreign_wait", flags=CtlFlag.RW, minimum=1, maximum=86400,
+        "vfs.fuse.foreign_wait",
+        "longest wait in seconds of a caller without a pid here",
+        attr="foreign_wait",
+        flags=CtlFlag.RW,
+        minimum=1,
+        maximum=86400,
     )
-    sysctl_looks = Sysctl("vfs.fuse.signal_looks", "times a caller's signals were read",
-                          attr="looks")
+    sysctl_looks = Sysctl(
+        "vfs.fuse.signal_looks", "times a caller's signals were read", attr="looks"
+    )
 
     def __init__(
         self,

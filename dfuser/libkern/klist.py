@@ -13,8 +13,8 @@ more, one attached during a walk waits for the next.
 
 Counterpart: struct klist, struct knote, struct kevent (sys/event.h), knote,
     knote_insert, knote_remove (kern/kern_event.c).
-Differs from DragonFly: a knote is anything with `event` and `activate`; the queue behind
-    it belongs to the room above. A list has a limit.
+Differs from DragonFly: a knote is anything with `filter`, `event` and `activate`; the queue
+    behind it belongs to the room above. A list has a limit.
 Token/lock order: takes none; the owner of the object calls under its own token.
 Invariants: a knote is on a list at most once; a knote that was removed is never called.
 """
@@ -116,6 +116,11 @@ class Knote(Protocol):
     Counterpart: struct knote with its filterops (sys/event.h).
     """
 
+    @property
+    def filter(self) -> int:
+        """EVFILT_*: what kind of event is waited for; an object may have only some kinds."""
+        ...
+
     def event(self, hint: int) -> bool:
         """Whether a change is an event for this watcher. Never suspends.
 
@@ -136,10 +141,16 @@ class HookKnote:
     looks late still learns everything that happened.
     """
 
-    __slots__ = ("_callback", "fflags", "mask")
+    __slots__ = ("_callback", "fflags", "filter", "mask")
 
-    def __init__(self, mask: int, callback: Callable[[HookKnote], object]) -> None:
+    def __init__(
+        self,
+        mask: int,
+        callback: Callable[[HookKnote], object],
+        filter: int = EVFILT_VNODE,  # noqa: A002 - DragonFly's kn_filter
+    ) -> None:
         """Watch for the hints in mask; the callback must not suspend."""
+        self.filter = filter
         self.mask = mask
         self.fflags = 0
         self._callback = callback

@@ -63,14 +63,15 @@ async def run_blocking(core: Callable[..., R], *args: Any) -> R:
             try:
                 return core(*args)
             except Block as block:
-                pending = block
-            error = await pending.wait()
+                # Kept itself, it would hold this frame by its traceback and be cyclic garbage.
+                wait, exclusive = block.wait, block.exclusive
+            error = await wait()
             if error:
                 raise KError(error)
             rounds += 1
-            if rounds == MAX_ROUNDS and pending.exclusive is not None:
-                await pending.exclusive.acquire()
-                held = pending.exclusive
+            if rounds == MAX_ROUNDS and exclusive is not None:
+                await exclusive.acquire()
+                held = exclusive
     finally:
         if held is not None:
             held.release()

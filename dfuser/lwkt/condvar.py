@@ -9,11 +9,12 @@ wait may return without the condition being true, so it stands in a loop::
         await cv.wait(lk)
 
 Counterpart: sys/kern/kern_condvar.c, sys/sys/condvar.h (struct cv).
-Differs from DragonFly: a waiter whose time is up or who is interrupted no longer counts as one;
-there it stays counted until a signal is spent on it.
+Differs from DragonFly: there a counter of waiters goes down with each signal, and a waiter whose
+time is up stays counted until a signal is spent on it. Here the sleepers themselves are counted
+when somebody asks, and a signal always looks at the sleep queue, so neither can be wrong.
 Token and lock order: the lock handed in, released during the sleep.
-Invariants: a signal after `wait` was entered is not lost; ``waiters`` counts the threads that are
-on the sleep queue of the variable, less the signals on their way to them.
+Invariants: a signal after `wait` was entered is not lost; a signal on its way to another CPU may
+wake one that has begun to wait after it, as a wait may always end early.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from dfuser.libkern.ktr import KtrInfo
 from dfuser.libkern.param import PCATCH, PINTERLOCKED
 
 from . import thread as _thread
+from .sleepq import count_asleep
 from .synch import tsleep, tsleep_interlock, wakeup, wakeup_one
+from .thread import Thread
 
 
 class CvLock(Protocol):
@@ -56,33 +59,30 @@ class Cv:
         desc: what ``ps`` shows of its waiters, at most 8 characters.
     """
 
-    __slots__ = ("broadcasts", "desc", "signals", "waiters", "waits")
+    __slots__ = ("broadcasts", "desc", "inside", "signals", "waits")
 
     ktr_wait = KtrInfo("condvar", "wait", "%s by %s error %d")
     ktr_signal = KtrInfo("condvar", "signal", "%s waiters %d broadcast %d")
 
     def __init__(self, desc: str = "cv") -> None:
         self.desc = desc
-        self.waiters = 0
+        #: The threads in a wait, those that have been woken and have not run yet included.
+        self.inside: dict[Thread, None] = {}
         self.waits = 0
         self.signals = 0
         self.broadcasts = 0
 
     async def _wait(self, lock: CvLock | None, flags: int, timo: int) -> int:
-        tsleep_interlock(self, flags)
-        self.waiters += 1
-        self.waits += 1
-        if lock is not None:
-            lock.release()
-        error = 0
-        ended = True
-        try:
-            error = await tsleep(self, flags | PINTERLOCKED, self.desc, timo)
-            ended = error != 0
-        finally:
-            if ended and self.waiters:
-                self.waiters -= 1
         td = _thread.curthread
+        tsleep_interlock(self, flags)
+        self.inside[td] = None
+        self.waits += 1
+        try:
+            if lock is not None:
+                lock.release()
+            error = await tsleep(self, flags | PINTERLOCKED, self.desc, timo)
+        finally:
+            del self.inside[td]
         ktr = td.cpu.lwkt.ktr.master("condvar")
         if ktr.mask:
             ktr.log(self.ktr_wait, self.desc, td.name, error)
@@ -110,23 +110,24 @@ class Cv:
         """Wake one waiter. Never suspends. Counterpart: cv_signal."""
         self.signals += 1
         self._log(0)
-        if self.waiters:
-            self.waiters -= 1
-            wakeup_one(self)
+        wakeup_one(self)
 
     def broadcast(self) -> None:
         """Wake every waiter. Never suspends. Counterpart: cv_broadcast."""
         self.broadcasts += 1
         self._log(1)
-        if self.waiters:
-            self.waiters = 0
-            wakeup(self)
+        wakeup(self)
 
     def _log(self, broadcast: int) -> None:
         td = _thread.curthread
         ktr = td.cpu.lwkt.ktr.master("condvar")
         if ktr.mask:
             ktr.log(self.ktr_signal, self.desc, self.waiters, broadcast)
+
+    @property
+    def waiters(self) -> int:
+        """Threads asleep on the variable now."""
+        return count_asleep(self.inside, self)
 
     def has_waiters(self) -> bool:
         """Whether anybody waits. Counterpart: cv_has_waiters."""

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import attrs
+import outcome
 
 from dfuser.libkern.ddbcmd import ddb_show
 from dfuser.libkern.errno import panic
@@ -26,6 +27,7 @@ from dfuser.libkern.ktr import Ktr, KtrInfo
 from dfuser.libkern.param import HZ, NSEC_PER_TICK
 
 from . import thread as _thread
+from .intr import interrupt_name
 from .ipiq import Ipiqs, apply_args
 from .sched import Cpu
 from .thread import TDF, TDPRI, Thread
@@ -74,12 +76,12 @@ class LwktCore:
         clock: time source; its alarms arrive as interrupts.
         ktr: the trace rings.
         msgbuf: the kernel log.
-        on_failure: called when a thread dies of an exception or an interrupt handler raises.
+        on_failure: called when a thread dies of an exception, an interrupt handler raises, or
+            anything panics; without it all of these leave the code that ran the machine.
         default_driver: "task" (trio tasks, needs `start`) or "coro" (deterministic).
         seed: orders the turns of `run_until_idle` when the caller gives no order of his own.
     """
 
-    ktr_switch = KtrInfo("ctxsw", "sw", "cpu%d to %s pri %d")
     ktr_newtd = KtrInfo("ctxsw", "newtd", "%s")
 
     def __init__(
@@ -118,10 +120,14 @@ class LwktCore:
         self.ticking = False
         self.hardclocks = 0
         self._tick: Alarm = clock.alarm(self._hardclock)
+        #: What a task thread is woken with. It is known by identity and never unwrapped, so one
+        #: serves for all; it is one for all CPUs because a thread may wake on another one.
+        self.woken = outcome.Value(None)
         me = cast("Lwkt", self)
         self.cpus: tuple[Cpu, ...] = tuple(Cpu(me, i) for i in range(ncpu))
         self.ipiqs = Ipiqs(me)
         self.tokens = TokenSet(me)
+        ktr.declare(Cpu)
         ktr.curcpu = self._curcpu
         _thread.curthread = self.cpus[0].idle
 
@@ -248,25 +254,31 @@ class LwktCore:
 
     # --- failures --------------------------------------------------------------------------
 
-    def note_panic(self, td: Thread, exc: BaseException) -> None:
-        """A thread has panicked: remember it, elect nobody any more."""
-        if self.panicked is None:
-            self.panicked = exc
-            self.panic_thread = td
+    def note_panic(self, td: Thread | None, exc: BaseException, where: str = "") -> None:
+        """The machine has panicked, in ``td``: elect nobody any more, and tell the owner.
+
+        Only the first panic counts; it is reported once. No CPU is restarted after it.
+        """
+        if self.panicked is not None:
+            return
+        self.panicked = exc
+        self.panic_thread = td
         for cpu in self.cpus:
             cpu.stop()
+        if self.on_failure is not None:
+            self.on_failure(where or _thread_name(td), exc)
 
     def thread_died(self, td: Thread, exc: BaseException) -> None:
         """A thread's body raised: report it; the kernel decides whether that is a panic."""
         if self.on_failure is None:
             raise exc
-        self.on_failure(f"thread {td.name} (tid {td.tid})", exc)
+        self.on_failure(_thread_name(td), exc)
 
     def interrupt_failed(self, cpuid: int, fn: Callable[..., Any], exc: BaseException) -> None:
         """An interrupt handler or an IPI function raised."""
         if self.on_failure is None:
             raise exc
-        self.on_failure(f"interrupt {getattr(fn, '__qualname__', fn)} on cpu{cpuid}", exc)
+        self.on_failure(interrupt_name(cpuid, fn), exc)
 
     # --- looking ---------------------------------------------------------------------------
 
@@ -317,10 +329,6 @@ class LwktCore:
     def _sum_token_stalls(self) -> int:
         return sum(cpu.token_stalls for cpu in self.cpus)
 
-    def trace_switch(self, cpuid: int, td: Thread) -> None:
-        """Log a switch to the trace ring."""
-        self.ktr_ctxsw.log_cpu(cpuid, self.ktr_switch, cpuid, td.name, td.pri)
-
     def statistics(self) -> LwktStatistics:
         """Counters of all CPUs."""
         cpus = self.cpus
@@ -339,3 +347,8 @@ class LwktCore:
             hardclocks=self.hardclocks,
             longest_stretch_ns=self.longest_stretch,
         )
+
+
+def _thread_name(td: Thread | None) -> str:
+    """How a report names the thread that failed."""
+    return f"thread {td.name} (tid {td.tid})" if td is not None else "the machine"

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import trio
 
+from . import thread as _thread
 from .thread import RQF_PENDING, TDF, TDPRI, Thread
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class GlobalData:
         "preempt_weird",
         "processing_ipiq",
         "quick_calls",
+        "register",
         "reqflags",
         "runmask",
         "runq",
@@ -104,11 +106,17 @@ class GlobalData:
         "token_stalls",
         "upri_used",
         "wakereq",
+        "woken",
     )
 
     def __init__(self, lwkt: Lwkt, cpuid: int) -> None:
         self.lwkt = lwkt
         self.cpuid = cpuid
+        #: Where ``curthread`` stands, for the loop that sets it at every step: storing through the
+        #: dictionary costs half of what assigning the attribute of the module does.
+        self.register: dict[str, Any] = vars(_thread)
+        #: `Lwkt.woken`, here because every switch between tasks needs it.
+        self.woken = lwkt.woken
         self.runq: list[deque[Thread]] = [deque() for _ in range(TDPRI.MAX + 1)]
         self.runmask = 0
         #: A thread with a user priority has been queued: order within a queue matters.
@@ -296,8 +304,11 @@ class GlobalData:
         self.unstop(STOP.DEBUG)
 
     def unstop(self, reason: int) -> None:
-        """Take one reason to be stopped away; when none is left the CPU goes on."""
-        if not self.stopped & reason:
+        """Take one reason to be stopped away; when none is left the CPU goes on.
+
+        Does nothing after a panic: what has stopped then never goes on.
+        """
+        if not self.stopped & reason or self.lwkt.panicked is not None:
             return
         self.stopped &= ~reason
         if self.stopped:

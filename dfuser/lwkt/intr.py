@@ -53,6 +53,7 @@ class InterruptCpu(GlobalData):
     __slots__ = ()
 
     ktr_preempt = KtrInfo("ctxsw", "pre", "cpu%d %s above %s")
+    ktr_return = KtrInfo("ctxsw", "preret", "cpu%d %s back to %s")
     ktr_dead = KtrInfo("ctxsw", "deadtd", "%s")
 
     # --- making threads runnable -----------------------------------------------------------
@@ -140,6 +141,9 @@ class InterruptCpu(GlobalData):
             self.curthread = holder
             ntd.preempted = None
             base.flags &= ~TDF.PREEMPT_LOCK
+            ktr = self.lwkt.ktr_ctxsw
+            if ktr.mask:
+                ktr.log_cpu(self.cpuid, self.ktr_return, self.cpuid, ntd.name, base.name)
         if self.runmask and (self.runmask.bit_length() - 1 > base.pri or holder is None):
             self.reqflags |= RQF.RESCHED
         if holder is None and self.runmask and self.loop_parked:
@@ -197,7 +201,9 @@ class InterruptCpu(GlobalData):
         if td.done is not None:
             td.done(td)
         if left:
-            panic(f"lwkt_exit: {td} exits in a critical section or with tokens or spinlocks")
+            text = f"lwkt_exit: {td} exits in a critical section or with tokens or spinlocks"
+            self.lwkt.note_panic(td, Panic(text))
+            panic(text)
 
     # --- interrupts ------------------------------------------------------------------------
 
@@ -220,9 +226,14 @@ class InterruptCpu(GlobalData):
             if self.curthread is None:
                 self.kick()
             return
-        self._run_interrupt(base, fn, args)
-        if self.reqflags & RQF.PENDING:
-            self.splz()
+        try:
+            self._run_interrupt(base, fn, args)
+            if self.reqflags & RQF.PENDING:
+                self.splz()
+        except Panic:
+            # Host code is told by the machine's owner and has its own work to go on with.
+            if self.lwkt.on_failure is None or not (running is None or running.tid < 0):
+                raise
         if self.curthread is None and self.runmask and self.loop_parked:
             self.kick()
 
@@ -236,6 +247,9 @@ class InterruptCpu(GlobalData):
             fn(*args)
         except Exception as exc:
             self.lwkt.interrupt_failed(self.cpuid, fn, exc)
+        except Panic as exc:
+            self.lwkt.note_panic(base, exc, interrupt_name(self.cpuid, fn))
+            raise
         finally:
             self.intr_nesting -= 1
             base.critcount -= 1
@@ -324,13 +338,24 @@ class InterruptCpu(GlobalData):
         return td
 
     def unborrow(self, td: Thread) -> None:
-        """Take a borrowed context back and serve what it has made pending."""
-        if td.critcount or td.spinlocks or td.toks:
-            panic(f"unborrow: {td} returns inside a critical section or with locks")
+        """Take a borrowed context back and serve what it has made pending.
+
+        Panics when it still holds anything, unless that is what a panic has left.
+        """
         prev = td.preempted
+        if td.critcount or td.spinlocks or td.toks:
+            if self.lwkt.panicked is None:
+                panic(f"unborrow: {td} returns inside a critical section or with locks")
+            _thread.curthread = cast("Thread", prev)
+            return
         td.preempted = None
         td.lwp = None
         _thread.curthread = cast("Thread", prev)
         self.borrowed.append(td)
         if self.reqflags & RQF.PENDING:
             self.splz()
+
+
+def interrupt_name(cpuid: int, fn: Callable[..., object]) -> str:
+    """How a report names the interrupt handler ``fn``."""
+    return f"interrupt {getattr(fn, '__qualname__', fn)} on cpu{cpuid}"

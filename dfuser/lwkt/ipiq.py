@@ -325,6 +325,7 @@ class Ipiqs:
             if ring.waiters and ring.windex - ring.rindex <= LOW_WATER:
                 waiters, ring.waiters = ring.waiters, []
                 for td in waiters:
+                    td.wmesg = ""
                     self.lwkt.schedule(td)
 
     # --- wake-ups --------------------------------------------------------------------------

@@ -139,9 +139,19 @@ class Lwkt(LwktCore):
             raise
         except BaseException as exc:
             self.note_panic(td, exc)
-            raise
+            if self.on_failure is None or not isinstance(exc, Panic):
+                raise
         finally:
+            self._end_task(td, clean)
+
+    def _end_task(self, td: Thread, clean: bool) -> None:
+        """The body of a task thread of the machine has ended."""
+        try:
             td.cpu.task_exit(td, clean)
+        except Panic as exc:
+            self.note_panic(td, exc)
+            if self.on_failure is None:
+                raise
 
     def _task_cancelled(self, td: Thread, _raise_cancel: Any) -> trio.lowlevel.Abort:
         """The host cancels the task of a parked thread.
@@ -173,8 +183,10 @@ class Lwkt(LwktCore):
         on to its end and the cancellation is delivered at the task's next checkpoint.
 
         Raises:
-            KError: EINTR, the machine is being shut down.
+            KError: EINTR, the machine is being shut down or has panicked.
         """
+        if self.panicked is not None:
+            raise KError(EINTR, "the kernel has panicked")
         clean = False
         td = self.new_thread(self.cpus[cpu], name, pri, TDF.ADOPTED)
         td.use_task()
@@ -218,24 +230,33 @@ class Lwkt(LwktCore):
             nonlocal rounds
             rounds += 1
             if self.panicked is not None or not self.threads or rounds > _CANCEL_ROUNDS:
+                cpu.loop_parked = False  # trio wakes it: nobody else may
                 return trio.lowlevel.Abort.SUCCEEDED
             self.kill_threads()
             return trio.lowlevel.Abort.FAILED
 
         try:
-            while not (self.stopping and not self.threads) and self.panicked is None:
+            while not self._over():
                 busy = sum(not other.loop_parked for other in self.cpus)
                 outcome = cpu.run(LOOP_BUDGET, SLICE_NS // busy)
                 if outcome in (Outcome.MORE, Outcome.PAUSED):
                     await trio.lowlevel.cancel_shielded_checkpoint()
                     if not self.stopping and trio.current_effective_deadline() < 0:
                         self.kill_threads()
-                elif not (self.stopping and not self.threads):
+                elif not self._over():
                     cpu.loop_parked = True
                     await trio.lowlevel.wait_task_rescheduled(cancelled)
+        except Panic as exc:
+            self.note_panic(None, exc, f"cpu{cpu.cpuid}")
+            if self.on_failure is None:
+                raise
         finally:
             cpu.loop_parked = False
             cpu.loop_task = None
+
+    def _over(self) -> bool:
+        """Whether the loops have no more to do: a panic, or the last thread of a stop has gone."""
+        return self.panicked is not None or (self.stopping and not self.threads)
 
     # --- running without an event loop -----------------------------------------------------
 
@@ -347,8 +368,8 @@ class Lwkt(LwktCore):
                 _thread.curthread = td
                 try:
                     body.close()
-                except RuntimeError:
-                    self.msgbuf.kprintf(f"thread {td.name} did not let itself be closed")
+                except (Exception, Panic, ThreadKilled) as exc:
+                    self.msgbuf.kprintf(f"thread {td.name} did not let itself be closed: {exc!r}")
             self.forget_thread(td)
         _thread.curthread = self.cpus[0].idle
 

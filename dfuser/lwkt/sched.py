@@ -31,21 +31,18 @@ Invariants: the elected thread has all its tokens; `Cpu.run` is never entered tw
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import outcome
 import trio
 
 from dfuser.libkern.errno import panic
+from dfuser.libkern.ktr import KtrInfo
 
 from . import thread as _thread
 from .globaldata import RQF, SLICE_NS, STOP
 from .intr import InterruptCpu
 from .thread import HANDED, TDF, Thread
 from .token import lwkt_getalltokens, lwkt_relalltokens
-
-if TYPE_CHECKING:
-    from .machine import Lwkt
 
 __all__ = ["RQF", "STOP", "Cpu", "Outcome"]
 
@@ -67,16 +64,9 @@ _LOOK_STEPS: Final = 8
 _LONG_STEPS_NS: Final = 60_000
 _SHORT_STEPS_NS: Final = 30_000
 
-#: The names of `thread`: storing ``curthread`` through the dictionary costs half of what assigning
-#: the attribute of the module does, and the loop does it at every step.
-_register: Final = vars(_thread)
-
 _reschedule = trio.lowlevel.reschedule
 _checkpoint = trio.lowlevel.cancel_shielded_checkpoint
 _TASK: Final = TDF.TASK
-
-#: With this a task thread is woken. It is known by identity and never unwrapped: one is enough.
-WOKEN: Final = outcome.Value(None)
 
 
 class Cpu(InterruptCpu):
@@ -84,18 +74,27 @@ class Cpu(InterruptCpu):
 
     __slots__ = ()
 
-    def __init__(self, lwkt: Lwkt, cpuid: int) -> None:
-        super().__init__(lwkt, cpuid)
+    ktr_switch = KtrInfo("ctxsw", "sw", "from %s (%d) to %s (%d) pri %d")
+    ktr_idle = KtrInfo("ctxsw", "idle", "from %s (%d) to %s (%d) pri %d")
 
     # --- election --------------------------------------------------------------------------
 
-    def elect(self) -> Thread | None:
-        """Serve what is pending, then choose the next thread and take its tokens; None: idle."""
+    def elect(self, left: Thread | None = None) -> Thread | None:
+        """Serve what is pending, then choose the next thread and take its tokens; None: idle.
+
+        ``left`` is who gives the CPU away, for the trace; None: nobody, or one that has exited.
+        """
+        ktr = self.lwkt.ktr_ctxsw
         if self.reqflags:
             if self.reqflags & RQF.PENDING:
+                if ktr.mask and left is not None:
+                    self.trace_switch(left, None)
+                    left = None
                 self.splz()
             self.reqflags &= ~RQF.RESCHED
             if self.reqflags & RQF.STOPPED:
+                if ktr.mask and left is not None:
+                    self.trace_switch(left, None)
                 return None
         mask = self.runmask
         while mask:
@@ -104,13 +103,28 @@ class Cpu(InterruptCpu):
                 if not td.toks or lwkt_getalltokens(td):
                     td.switches += 1
                     self.stalled = False
-                    if self.lwkt.ktr_ctxsw.mask:
-                        self.lwkt.trace_switch(self.cpuid, td)
+                    if ktr.mask:
+                        self.trace_switch(left, td)
                     return td
                 self.token_stalls += 1
             mask ^= 1 << pri
         self.stalled = self.runmask != 0
+        if ktr.mask and left is not None:
+            self.trace_switch(left, None)
         return None
+
+    def trace_switch(self, left: Thread | None, came: Thread | None) -> None:
+        """Note who has left the CPU and who has come; None is its idle thread.
+
+        With the notes of preemptions, of returns from them and of exits (after which the CPU is
+        idle) this is the exact sequence of the threads that have run.
+        """
+        point = self.ktr_idle if came is None else self.ktr_switch
+        left = left or self.idle
+        came = came or self.idle
+        self.lwkt.ktr_ctxsw.log_cpu(
+            self.cpuid, point, left.name, left.tid, came.name, came.tid, came.pri
+        )
 
     def relalltokens(self, td: Thread) -> None:
         """The thread is about to suspend: release its tokens."""
@@ -128,7 +142,7 @@ class Cpu(InterruptCpu):
         lwkt = self.lwkt
         ktr = lwkt.ktr_ctxsw
         runq = self.runq
-        register = _register
+        register = self.register
         prev = _thread.curthread
         self.slice_start = self.last_look = lwkt.clock.monotonic_ns() if limit_ns else -1
         steps = 1 if lwkt.measure_stretch else min(budget, _LOOK_STEPS)
@@ -166,18 +180,20 @@ class Cpu(InterruptCpu):
                             continue
                     if not left:
                         break
-                    self.curthread = None
-                    td = self.elect()
+                    left_td, self.curthread = self.curthread, None
+                    td = self.elect(left_td)
                     if td is None:
                         return Outcome.IDLE
                 else:
                     td.switches -= 1  # not elected yet: the clock comes first
-                self.curthread = None
+                left_td, self.curthread = self.curthread, None
                 budget -= steps
                 steps = self._look_at_clock(budget, limit_ns)
                 if not steps:
+                    if ktr.mask and left_td is not None:
+                        self.trace_switch(left_td, None)
                     return Outcome.MORE
-                td = self.elect()
+                td = self.elect(left_td)
                 if td is None:
                     return Outcome.IDLE
         finally:
@@ -238,10 +254,10 @@ class Cpu(InterruptCpu):
         """
         self.curthread = td
         if td.task is not None:
-            _reschedule(td.task, WOKEN)
+            _reschedule(td.task, self.woken)
 
-    def hand_over(self) -> Thread | None:
-        """A task thread gives the CPU away: elect the successor and return it.
+    def hand_over(self, left: Thread | None) -> Thread | None:
+        """The task thread ``left`` gives the CPU away: elect the successor and return it.
 
         A coroutine thread is left to the loop; a task thread is marked as running and the caller
         wakes it (it may be the caller itself).
@@ -249,11 +265,11 @@ class Cpu(InterruptCpu):
         self.curthread = None
         ntd: Thread | None
         if not self.runmask or self.reqflags or self.lwkt.ktr_ctxsw.mask:
-            ntd = self.elect()
+            ntd = self.elect(left)
         else:
             ntd = self.runq[self.runmask.bit_length() - 1][0]
             if ntd.toks:
-                ntd = self.elect()
+                ntd = self.elect(left)
             else:
                 ntd.switches += 1
         if ntd is not None:
@@ -266,23 +282,23 @@ class Cpu(InterruptCpu):
 
     def task_switch(self, td: Thread) -> Generator[Any, Any, None]:
         """The task driver's half of `switch`."""
-        ntd = self.hand_over()
-        _register["curthread"] = self.idle
+        ntd = self.hand_over(td)
+        self.register["curthread"] = self.idle
         if ntd is td:
             self.self_switches += 1
             if self.self_switches < _SELF_SWITCH_LIMIT and not self._slice_used():
-                _register["curthread"] = td
+                self.register["curthread"] = td
                 return
             yield from _checkpoint().__await__()
         else:
             if ntd is not None and ntd.task is not None and ntd.flags & _TASK:
-                _reschedule(ntd.task, WOKEN)
+                _reschedule(ntd.task, self.woken)
             try:
                 answer = yield td.trap
-                if answer is not WOKEN:
+                if answer is not self.woken:
                     answer.unwrap()
             except BaseException:  # trio ends the task of a machine that has panicked
-                _register["curthread"] = td
+                self.register["curthread"] = td
                 raise
         cpu = td.cpu
         if cpu.reqflags and cpu.stopped:
@@ -298,7 +314,7 @@ class Cpu(InterruptCpu):
 
     def task_resumed(self, td: Thread) -> None:
         """The elected task thread has got the host's thread."""
-        _register["curthread"] = td
+        self.register["curthread"] = td
         self.self_switches = 0
         self.slice_start = -1
         if self.curthread is not td:
@@ -339,9 +355,9 @@ class Cpu(InterruptCpu):
         finally:
             _thread.curthread = self.idle
             if mine and not self.lwkt.panicked:
-                ntd = self.hand_over()
+                ntd = self.hand_over(None)
                 if ntd is not None and not ntd.coro and ntd.task is not None:
-                    _reschedule(ntd.task, WOKEN)
+                    _reschedule(ntd.task, self.woken)
 
 
 def park_trap(abort: Callable[[Any], trio.lowlevel.Abort]) -> Any:
@@ -360,7 +376,7 @@ def park_trap(abort: Callable[[Any], trio.lowlevel.Abort]) -> Any:
 def park(td: Thread) -> Generator[Any, Any, None]:
     """Park the task of ``td`` until somebody reschedules it."""
     answer = yield td.trap
-    if answer is not WOKEN:
+    if answer is not td.cpu.woken:
         answer.unwrap()  # raises what trio has sent to end the task
 
 

@@ -3,10 +3,10 @@
 A serializer is a mutex with a door for interrupts: the upper half of a driver enters it, its
 interrupt handler is called through it, and the upper half can switch the handler off altogether.
 
-    await slz.enter()                       # upper half
-    slz.handler_disable()                   # from here on the handler does not run
-    slz.handler_call(func, arg)             # interrupt side: runs func now, or when the holder
-    exits slz.handler_try(func, arg)              # runs func only if nobody is inside
+    await slz.enter()                # upper half
+    slz.handler_disable()            # from here on the handler does not run
+    slz.handler_call(func, arg)      # interrupt side: runs func now, or when the holder leaves
+    slz.handler_try(func, arg)       # interrupt side: runs func only if nobody is inside
 
 It is held across nothing that waits for long; a thread that finds it taken sleeps ("slize").
 

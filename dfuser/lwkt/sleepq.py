@@ -31,6 +31,7 @@ Invariants:
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -416,3 +417,8 @@ def synch_of(lwkt: Lwkt) -> Synch:
     except KeyError:
         synch = own["synch"] = Synch(lwkt)
         return synch
+
+
+def count_asleep(threads: Iterable[Thread], ident: object) -> int:
+    """How many of ``threads`` are on a sleep queue of ``ident``."""
+    return sum(td.wchan is ident and bool(td.flags & TDF.TSLEEPQ) for td in threads)

@@ -12,9 +12,8 @@ Counterpart: lwkt_wait_t, Table I of "The DragonFly BSD Operating System" (2004)
 sources, where tsleep has taken its place. Kept as a thin layer for code written against the paper.
 Differs from the original: the queue is a tsleep queue, so waiters are seen like all other sleepers.
 Token and lock order: takes none.
-Invariants: a signal after the generation was read is never lost; ``waiting`` counts threads that
-have blocked and not been signalled yet; they are woken in the order in which they blocked on each
-CPU.
+Invariants: a signal after the generation was read is never lost; ``waiting`` counts the threads
+that sleep now; they are woken in the order in which they blocked on each CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +24,9 @@ from dfuser.libkern.ktr import KtrInfo
 from dfuser.libkern.param import PINTERLOCKED
 
 from . import thread as _thread
+from .sleepq import count_asleep
 from .synch import tsleep, tsleep_interlock, wakeup, wakeup_one
+from .thread import Thread
 
 
 @attrs.frozen
@@ -40,15 +41,21 @@ class WaitStatistics:
 class LwktWait:
     """A wait queue. Counterpart: struct lwkt_wait (2004)."""
 
-    __slots__ = ("gen", "signals", "waiting")
+    __slots__ = ("gen", "inside", "signals")
 
     ktr_block = KtrInfo("wait", "block", "%s by %s gen %d")
     ktr_signal = KtrInfo("wait", "signal", "count %d gen %d")
 
     def __init__(self) -> None:
         self.gen = 0
-        self.waiting = 0
+        #: The threads in `lwkt_block`, those that have been woken and have not run yet included.
+        self.inside: dict[Thread, None] = {}
         self.signals = 0
+
+    @property
+    def waiting(self) -> int:
+        """Threads asleep on the queue now."""
+        return count_asleep(self.inside, self)
 
     def statistics(self) -> WaitStatistics:
         """What waits now, and how often it was signalled."""
@@ -70,14 +77,11 @@ async def lwkt_block(w: LwktWait, wmesg: str, gen: int) -> None:
     if ktr.mask:
         ktr.log(w.ktr_block, wmesg, td.name, gen)
     tsleep_interlock(w)
-    w.waiting += 1
-    woken = False
+    w.inside[td] = None
     try:
         await tsleep(w, PINTERLOCKED, wmesg)
-        woken = True
     finally:
-        if not woken and w.waiting:
-            w.waiting -= 1
+        del w.inside[td]
 
 
 def lwkt_signal(w: LwktWait, count: int) -> None:
@@ -90,11 +94,8 @@ def lwkt_signal(w: LwktWait, count: int) -> None:
     ktr = _thread.curthread.cpu.lwkt.ktr.master("wait")
     if ktr.mask:
         ktr.log(w.ktr_signal, count, w.gen)
-    if count < 1 or count >= w.waiting:
-        if w.waiting:
-            w.waiting = 0
-            wakeup(w)
+    if count < 1:
+        wakeup(w)
         return
-    w.waiting -= count
-    for _ in range(count):
+    for _ in range(min(count, w.waiting)):
         wakeup_one(w)

@@ -15,87 +15,38 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dfuser.soak.model import ModelTree, Node
-from dfuser.soak.operations import Value, describe, perform, stream
-from dfuser.soak.report import OperationLog, SoakFailure
-
-CHECK_EVERY = 1000
+from dfuser.soak.operations import Operation, Value, describe, perform
+from dfuser.soak.run import StreamRun
 
 
-class FsStress:
-    """The tester: `run` does operations below `directory`, which must be empty.
+class FsStress(StreamRun):
+    """The tester: `run` does operations below `directory`, which must be empty."""
 
-    Attributes:
-        seed: what the stream of operations is drawn from.
-    """
+    __slots__ = ("_directory", "_model")
 
-    __slots__ = ("_directory", "_log", "_model", "_stream", "seed")
+    name = "fsstress"
 
     def __init__(
         self, directory: Path, seed: int, *, without: frozenset[str] = frozenset()
     ) -> None:
         """Prepare a run; `without` names calls that the file system does not have."""
-        self.seed = seed
+        super().__init__(seed, without=without)
         self._directory = directory
-        self._log = OperationLog()
         self._model = ModelTree(directory.stat())
-        self._stream = stream(seed, privileged=os.geteuid() == 0, without=without)
 
-    @property
-    def operations(self) -> int:
-        """How many operations were done."""
-        return self._log.count
-
-    def run(self, operations: int | None = None, seconds: float | None = None) -> int:
-        """Do `operations`, or as many as fit into `seconds`; return how many were done.
-
-        The process' umask is 0 meanwhile, so that modes arrive as they were drawn.
-
-        Raises:
-            SoakFailure: an answer or the tree differs from the model.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        mask = os.umask(0)
-        try:
-            while operations is None or self._log.count < operations:
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
-                self.step()
-                if self._log.count % CHECK_EVERY == 0:
-                    self.check_tree()
-            self.check_tree()
-        finally:
-            os.umask(mask)
-        return self._log.count
-
-    def step(self) -> None:
-        """Do the next operation and compare its answer.
-
-        Raises:
-            SoakFailure: the answer differs.
-        """
-        operation = next(self._stream)
-        self._log.add(str(operation))
+    def compare(self, operation: Operation) -> str:
+        """Do an operation in the directory and on the model."""
         want = self._model.perform(operation)
         got = perform(self._directory, operation)
-        if got != want:
-            raise self._failure(f"{operation}: {got}, not {want}")
+        return f"{got}, not {want}" if got != want else ""
 
-    def check_tree(self) -> None:
-        """Compare everything that the model knows with what is there.
-
-        Raises:
-            SoakFailure: something differs.
-        """
-        for line in compare(self._directory, self._model.root):
-            raise self._failure(line)
-
-    def _failure(self, what: str) -> SoakFailure:
-        return SoakFailure("fsstress", self.seed, self._log.count, what, self._log.lines())
+    def difference(self) -> str:
+        """Compare everything that the model knows with what is there."""
+        return next(compare(self._directory, self._model.root), "")
 
 
 def compare(path: Path, node: Node) -> Iterator[str]:

@@ -15,83 +15,38 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import time
 from pathlib import Path
 
-from dfuser.soak.operations import Value, describe, perform, stream
-from dfuser.soak.report import OperationLog, SoakFailure
-
-CHECK_EVERY = 1000
+from dfuser.soak.operations import Operation, Value, describe, perform
+from dfuser.soak.run import StreamRun
 
 
-class TwinRun:
-    """The runner: `run` does the same stream in `left` and `right`, both empty at the start.
+class TwinRun(StreamRun):
+    """The runner: `run` does the same stream in `left` and `right`, both empty at the start."""
 
-    Attributes:
-        seed: what the stream of operations is drawn from.
-    """
+    __slots__ = ("_left", "_right")
 
-    __slots__ = ("_left", "_log", "_right", "_stream", "seed")
+    name = "twin"
 
     def __init__(
         self, left: Path, right: Path, seed: int, *, without: frozenset[str] = frozenset()
     ) -> None:
         """Prepare a run; `without` names calls that one of the two does not have."""
-        self.seed = seed
+        super().__init__(seed, without=without)
         self._left, self._right = left, right
-        self._log = OperationLog()
-        self._stream = stream(seed, privileged=os.geteuid() == 0, without=without)
 
-    @property
-    def operations(self) -> int:
-        """How many operations were done on each side."""
-        return self._log.count
-
-    def run(self, operations: int | None = None, seconds: float | None = None) -> int:
-        """Do `operations`, or as many as fit into `seconds`; return how many were done.
-
-        Raises:
-            SoakFailure: an answer or the trees differ.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        mask = os.umask(0)
-        try:
-            while operations is None or self._log.count < operations:
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
-                self.step()
-                if self._log.count % CHECK_EVERY == 0:
-                    self.check_trees()
-            self.check_trees()
-        finally:
-            os.umask(mask)
-        return self._log.count
-
-    def step(self) -> None:
-        """Do the next operation on both sides and compare the answers.
-
-        Raises:
-            SoakFailure: they differ.
-        """
-        operation = next(self._stream)
-        self._log.add(str(operation))
+    def compare(self, operation: Operation) -> str:
+        """Do an operation on both sides."""
         left, right = perform(self._left, operation), perform(self._right, operation)
-        if left != right:
-            raise self._failure(f"{operation}: {left} on the left, {right} on the right")
+        return f"{left} on the left, {right} on the right" if left != right else ""
 
-    def check_trees(self) -> None:
-        """Compare the two trees whole.
-
-        Raises:
-            SoakFailure: they differ.
-        """
+    def difference(self) -> str:
+        """Compare the two trees whole."""
         left, right = snapshot(self._left), snapshot(self._right)
         for name in sorted(left.keys() | right.keys()):
             if left.get(name) != right.get(name):
-                raise self._failure(f"{name}: {left.get(name)!r} and {right.get(name)!r}")
-
-    def _failure(self, what: str) -> SoakFailure:
-        return SoakFailure("twin", self.seed, self._log.count, what, self._log.lines())
+                return f"{name}: {left.get(name)!r} and {right.get(name)!r}"
+        return ""
 
 
 def snapshot(root: Path) -> dict[str, Value]:

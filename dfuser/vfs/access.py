@@ -311,8 +311,9 @@ def setattr_check(vp: Vnode, va: Vattr, vap: Vattr, cred: Ucred) -> Vattr:
         cred: who asks.
 
     Returns:
-        What the file system is to be asked for: set-id bits go when the owner changes, set-gid when
-        the caller is not in the group.
+        What the file system is to be asked for: set-id bits go when the owner of a file changes
+        (a directory keeps them, they grant nobody anything), set-gid when the caller is not in the
+        group.
 
     Raises:
         KError: EPERM, EACCES (UTIME_NOW and truncate without write permission), EISDIR, EINVAL.
@@ -363,6 +364,8 @@ def _chown_check(va: Vattr, vap: Vattr, out: Vattr, cred: Ucred) -> None:
     """The rules of chown(2); completes ``out`` with the mode that is left."""
     helper_chown(va, vap.uid, vap.gid, cred)
     mode = va.mode or 0
+    if va.type is VType.VDIR:
+        return
     if cred.uid != 0 and vap.mode is None and mode & (S_ISUID | S_ISGID):
         out.mode = mode & ~(S_ISUID | S_ISGID)
 

@@ -279,13 +279,7 @@ class NameCache:
             return
         ncp.vp = vp
         vp.auxrefs += 1 if ncp.children is None else 2
-        nc = vp.namecache
-        if nc is None:
-            vp.namecache = ncp
-        elif isinstance(nc, list):
-            nc.append(ncp)
-        else:
-            vp.namecache = [nc, ncp]
+        vp.add_ncp(ncp)
         ncp.error = 0
         flags = ncp.flags & ~NCF.UNRESOLVED
         if vp.type is VType.VDIR:
@@ -317,13 +311,7 @@ class NameCache:
             self.numneg -= 1
             return
         ncp.vp = None
-        nc = vp.namecache
-        if nc is ncp:
-            vp.namecache = None
-        elif isinstance(nc, list):
-            nc.remove(ncp)
-            if len(nc) == 1:
-                vp.namecache = nc[0]
+        vp.remove_ncp(ncp)
         if ncp.children is not None:
             vp.auxrefs -= 1
         vp.drop()
@@ -514,7 +502,7 @@ class NameCache:
 
         Counterpart: cache_purgevfs.
         """
-        return self.inval(mount.ncmountpt.ncp, CINV.CHILDREN)
+        return self.inval(mount.rootncp, CINV.CHILDREN)
 
     # --- resolving and limits ----------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class VfsDdb:
         """The tree of names below each mount's root: state, holders, flags."""
         for mp in self.vfs.mounts:
             yield f"{mp.onname}:"
-            yield from self._tree(mp.ncmountpt.ncp)
+            yield from self._tree(mp.rootncp)
 
     def _tree(self, top: NamecacheEntry) -> Iterator[str]:
         """An entry and what is below, without recursion."""

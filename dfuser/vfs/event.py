@@ -72,7 +72,7 @@ def vn_kqfilter(vp: Vnode, knote: Knote) -> None:
     Raises:
         KError: EOPNOTSUPP, the note's filter does not apply to a file.
     """
-    if getattr(knote, "filter", EVFILT_VNODE) not in (EVFILT_READ, EVFILT_WRITE, EVFILT_VNODE):
+    if knote.filter not in (EVFILT_READ, EVFILT_WRITE, EVFILT_VNODE):
         raise KError(EOPNOTSUPP)
     if vp.klist is None:
         vp.klist = Klist()

@@ -46,7 +46,7 @@ from dfuser.lwkt.block import Block
 from dfuser.lwkt.synch import tsleep
 
 from .mountflags import MNT, MNTK, VFCF, VQ_MOUNT, VQ_UNMOUNT, MountOptions
-from .namecache import CINV, NCF, NcHandle
+from .namecache import CINV, NCF, NamecacheEntry, NcHandle
 from .vfsops import FsType, FsTypes, VfsOps
 from .vnode import V
 
@@ -72,7 +72,7 @@ class Mount:
 
     __slots__ = (
         "vfs", "index", "fstype", "ops", "vn_cell", "flag", "kern_flag", "fromname", "onname",
-        "owner", "data", "options", "ncmountpt", "ncmounton", "vp_on", "vnodes", "coherence",
+        "owner", "data", "options", "rootncp", "ncmounton", "vp_on", "vnodes", "coherence",
         "fsid", "refs", "busycount", "namecache_gen", "syncer", "tries", "prison", "__weakref__",
     )  # fmt: skip
 
@@ -89,7 +89,8 @@ class Mount:
         self.owner = 0
         self.data: Any = None
         self.options: dict[str, str] = {}
-        self.ncmountpt: NcHandle = NULL_NCH
+        #: The root entry; a file system may set it in vfs_mount to show an entry it has.
+        self.rootncp: NamecacheEntry = NULL_NCP
         self.ncmounton: NcHandle | None = None
         self.vp_on: Vnode | None = None
         self.vnodes: dict[Vnode, None] = {}
@@ -105,6 +106,14 @@ class Mount:
         self.syncer: Any = None
         self.tries = 0
         self.prison: object | None = None
+
+    @property
+    def ncmountpt(self) -> NcHandle:
+        """The root of the mount as a place, borrowed; after an unmount a dead one.
+
+        Made when asked for: a handle kept here would hold the mount by itself for ever.
+        """
+        return NcHandle(self.rootncp, self)
 
     @property
     def rdonly(self) -> bool:
@@ -150,8 +159,8 @@ class MountStatistics(NamedTuple):
     busy: int
 
 
-#: Stands in ``ncmountpt`` while a mount is being made.
-NULL_NCH: Final[Any] = None
+#: Stands in ``rootncp`` while a mount is being made.
+NULL_NCP: Final[Any] = None
 
 
 class MountList:
@@ -300,11 +309,11 @@ class MountList:
     def _install(self, mp: Mount, nch_on: NcHandle | None, cred: Ucred) -> None:
         """Put a mount whose file system is up into the tree."""
         vfs = self.vfs
-        if mp.ncmountpt is NULL_NCH:
-            mp.ncmountpt = vfs.cache.allocroot(mp)
+        if mp.rootncp is NULL_NCP:
+            mp.rootncp = vfs.cache.allocroot(mp).ncp
         self._mounts[mp.index] = mp
         try:
-            vfs.cache.resolve(mp.ncmountpt.ncp, mp, cred)
+            vfs.cache.resolve(mp.rootncp, mp, cred)
         except BaseException:
             del self._mounts[mp.index]
             mp.ops.vfs_unmount(mp, MNT.FORCE)
@@ -385,6 +394,9 @@ class MountList:
         mp.kern_flag &= ~MNTK.WANTRDWR
         for vp in mp.vnodes:
             vp.attr_cache = None
+        host = self.vfs.hostcache
+        if host is not None and mp.flag != old_flag:
+            host.mount_changed(mp)
 
     # --- unmounting --------------------------------------------------------------------------
 
@@ -426,7 +438,7 @@ class MountList:
         aliased = mp.kern_flag & MNTK.NCALIASED
         above = sum(1 for other in self if other.ncmounton and other.ncmounton.mount is mp)
         held = vfs.cache.purgevfs(mp) if not aliased else 0
-        root = mp.ncmountpt.ncp
+        root = mp.rootncp
         held += 0 if aliased else root.refs - 1
         busy = sum(1 for vp in mp.vnodes if vp.refcnt)
         vfs.cache.ncmount.unmounting(mp)
@@ -469,7 +481,7 @@ class MountList:
         vflush(mp, flags)
         mp.ops.vfs_unmount(mp, flags)
         vfs.syncer.mount_removed(mp)
-        root = mp.ncmountpt.ncp
+        root = mp.rootncp
         if not mp.kern_flag & MNTK.NCALIASED:
             vfs.cache.inval(root, CINV.DESTROY | CINV.CHILDREN)
             root.flags |= NCF.DESTROYED

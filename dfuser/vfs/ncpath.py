@@ -58,7 +58,7 @@ def fullpath(cache: NameCache, nch: NcHandle, base: NcHandle | None = None) -> b
             break
         if ncp.flags & NCF.DESTROYED:
             ncp = None
-        elif ncp is mount.ncmountpt.ncp:
+        elif ncp is mount.rootncp:
             if mount.ncmounton is None:
                 if base is not None or mount is not cache.vfs.mounts.root:
                     ncp = None
@@ -80,12 +80,10 @@ def fullpath(cache: NameCache, nch: NcHandle, base: NcHandle | None = None) -> b
 
 def live_ncp(vp: Vnode) -> NamecacheEntry | None:
     """An entry of ``vp`` that still is in the tree, or None."""
-    nc = vp.namecache
-    if nc is None:
-        return None
-    if not isinstance(nc, list):
-        return None if nc.flags & NCF.DESTROYED else nc
-    return next((ncp for ncp in nc if not ncp.flags & NCF.DESTROYED), None)
+    ncp = vp.firstname
+    if ncp is None or not ncp.flags & NCF.DESTROYED:
+        return ncp
+    return next((ncp for ncp in vp.morenames or () if not ncp.flags & NCF.DESTROYED), None)
 
 
 def fromdvp(cache: NameCache, dvp: Vnode, cred: Ucred) -> NamecacheEntry:
@@ -122,7 +120,7 @@ def _known(cache: NameCache, dvp: Vnode) -> NamecacheEntry | None:
     """The entry a directory has, making the one of a mount's root."""
     ncp = live_ncp(dvp)
     if ncp is None and dvp.flag & V.ROOT and dvp.mount is not None:
-        ncp = dvp.mount.ncmountpt.ncp
+        ncp = dvp.mount.rootncp
         if ncp.flags & NCF.UNRESOLVED:
             cache.setvp(ncp, dvp)
     return ncp

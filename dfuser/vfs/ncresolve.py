@@ -57,7 +57,7 @@ def resolve(cache: NameCache, ncp: NamecacheEntry, mount: Mount, cred: Ucred) ->
         return ncp.error
     if ncp.flags & NCF.DESTROYED:
         raise KError(ENOENT)
-    if ncp is mount.ncmountpt.ncp:
+    if ncp is mount.rootncp:
         return _resolve_mp(cache, ncp, mount)
     par = ncp.parent
     if par is None:
@@ -92,7 +92,7 @@ def _resolve_chain(cache: NameCache, ncp: NamecacheEntry, mount: Mount, cred: Uc
         if cur.flags & NCF.DESTROYED:
             raise KError(ENOENT)
         chain.append(cur)
-        if cur is mount.ncmountpt.ncp:
+        if cur is mount.rootncp:
             break
         cur = cur.parent
     for entry in reversed(chain):

@@ -253,7 +253,7 @@ def _dots(nd: NlookupData, here: NcHandle, name: bytes) -> NcHandle:
     if name != b".." or here == nd.root:
         return here
     ncp, mount = here
-    while ncp is mount.ncmountpt.ncp:
+    while ncp is mount.rootncp:
         if mount.ncmounton is None:
             return nd.root
         ncp, mount = mount.ncmounton
@@ -375,7 +375,7 @@ def cross_mount(vfs: Vfs, nch: NcHandle, cred: Ucred) -> NcHandle:
         mount = vfs.cache.findmount(nch)
         if mount is None or mount.kern_flag & MNTK.UNMOUNT:
             break
-        nch = mount.ncmountpt
+        nch = NcHandle(mount.rootncp, mount)
         if nch.ncp.flags & NCF.UNRESOLVED:
             vfs.cache.resolve(nch.ncp, mount, cred)
     return nch
@@ -454,7 +454,7 @@ def _lookup1_dots(vfs: Vfs, dnch: NcHandle, name: bytes) -> NcHandle:
     if name != b"..":
         return dnch
     ncp, mount = dnch
-    while ncp is mount.ncmountpt.ncp:
+    while ncp is mount.rootncp:
         if mount.ncmounton is None:
             return mount.ncmountpt
         ncp, mount = mount.ncmounton

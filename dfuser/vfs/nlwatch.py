@@ -7,8 +7,8 @@ a component.
 
 Counterpart: none; DragonFly logs single lookups with KTR.
 Token/lock order: none.
-Invariants: an observer is called in the order of the walk; after a `Block` the walk, and with it the
-    sequence of calls, begins again from the top. What a step names is borrowed.
+Invariants: an observer is called in the order of the walk; after a `Block` the walk, and with it
+    the sequence of calls, begins again from the top. What a step names is borrowed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from dfuser.libkern.errno import (
     EINVAL,
     EMSGSIZE,
-    ENOATTR,
     ENOENT,
     ENOTDIR,
     EOPNOTSUPP,
@@ -35,6 +34,7 @@ from dfuser.libkern.ucred import Ucred
 from .access import vaccess
 from .mount import VfsOps
 from .mountflags import MNT, MNTK
+from .ownattrs import OwnAttrs
 from .pseudofs import (
     COMMAND_MAX,
     COOKIE_DOT,
@@ -50,7 +50,7 @@ from .pseudofs import (
     PfsStatistics,
 )
 from .vattr import Dirent, Statfs, Vattr
-from .vop import EXTATTR_NAMESPACE_USER, Buffer, OpsCell, VnodeOps
+from .vop import Buffer, OpsCell, VnodeOps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +74,7 @@ def parse_owner(options: Mapping[str, str]) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
 
-class PfsOps(VnodeOps):
+class PfsOps(OwnAttrs):
     """Operations on the vnodes of one synthetic mount. Counterpart: procfs_vnode_vops."""
 
     __slots__ = ("fs",)
@@ -201,30 +201,9 @@ class PfsOps(VnodeOps):
         if not isinstance(node, PfsFile) or not node.mode() & 0o222:
             raise KError(EPERM)
 
-    def vop_getextattr(self, vp: Vnode, namespace: int, name: bytes, cred: Ucred) -> bytes:
-        """What the node tells under ``name``, with or without the prefix ``user.``."""
-        node = self.node(vp)
-        value = node.extattrs().get(name.removeprefix(b"user."))
-        if namespace != EXTATTR_NAMESPACE_USER or value is None:
-            raise KError(ENOATTR)
-        return value
-
-    def vop_setextattr(
-        self, vp: Vnode, namespace: int, name: bytes, value: bytes, flags: int, cred: Ucred
-    ) -> None:
-        """EPERM: the attributes are the node's own."""
-        raise KError(EPERM)
-
-    def vop_rmextattr(self, vp: Vnode, namespace: int, name: bytes, cred: Ucred) -> None:
-        """EPERM for an attribute that exists."""
-        self.vop_getextattr(vp, namespace, name, cred)
-        raise KError(EPERM)
-
-    def vop_listextattr(self, vp: Vnode, namespace: int, cred: Ucred) -> Sequence[bytes]:
-        """The names, without the prefix ``user.``."""
-        if namespace != EXTATTR_NAMESPACE_USER:
-            return ()
-        return tuple(self.node(vp).extattrs())
+    def extattrs(self, vp: Vnode) -> Mapping[bytes, bytes]:
+        """What the node tells of itself."""
+        return self.node(vp).extattrs()
 
     # --- names -------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class VfsOps:
         """Bring the file system up, or with MNT.UPDATE in ``mp.flag`` change how it is mounted.
 
         Sets ``mp.vn_cell`` and ``mp.data``. A file system that shares the names of another mount
-        also sets ``mp.ncmountpt`` and MNTK.NCALIASED. Raises `KError` having changed nothing.
+        also sets ``mp.rootncp`` and MNTK.NCALIASED. Raises `KError` having changed nothing.
         """
         raise KError(EOPNOTSUPP)
 

@@ -123,7 +123,8 @@ class Vnode(_Link):
         "table",
         "data",
         "ino",
-        "namecache",
+        "firstname",
+        "morenames",
         "object",
         "attr_cache",
         "handle",
@@ -146,7 +147,10 @@ class Vnode(_Link):
         self.table = table
         self.data: Any = None
         self.ino = 0
-        self.namecache: NamecacheEntry | list[NamecacheEntry] | None = None
+        #: The entry that points here, and the others if there are several (hard links): a
+        #: dictionary for its order and its quick removal.
+        self.firstname: NamecacheEntry | None = None
+        self.morenames: dict[NamecacheEntry, None] | None = None
         self.object: Any = None
         self.attr_cache: Any = None
         self.handle: Any = None
@@ -207,18 +211,39 @@ class Vnode(_Link):
 
     def ncps(self) -> tuple[NamecacheEntry, ...]:
         """The namecache entries that point here. Counterpart: v_namecache."""
-        nc = self.namecache
+        nc = self.firstname
         if nc is None:
             return ()
-        return tuple(nc) if isinstance(nc, list) else (nc,)
+        return (nc,) if self.morenames is None else (nc, *self.morenames)
 
     @property
     def namecache_count(self) -> int:
         """How many namecache entries point here. Counterpart: v_namecache_count."""
-        nc = self.namecache
-        if nc is None:
+        if self.firstname is None:
             return 0
-        return len(nc) if isinstance(nc, list) else 1
+        return 1 if self.morenames is None else 1 + len(self.morenames)
+
+    def add_ncp(self, ncp: NamecacheEntry) -> None:
+        """An entry points here now. Called by the namecache."""
+        if self.firstname is None:
+            self.firstname = ncp
+        elif self.morenames is None:
+            self.morenames = {ncp: None}
+        else:
+            self.morenames[ncp] = None
+
+    def remove_ncp(self, ncp: NamecacheEntry) -> None:
+        """An entry points here no longer. Called by the namecache."""
+        more = self.morenames
+        if more is None:
+            self.firstname = None
+            return
+        if self.firstname is ncp:
+            self.firstname, _ = more.popitem()
+        else:
+            del more[ncp]
+        if not more:
+            self.morenames = None
 
     def __repr__(self) -> str:
         return (

@@ -38,6 +38,8 @@ async def obey(kernel: Kernel, session: FuseSession, source: str) -> None:
         say("ok", await kernel.lwkt.adopt(names["body"], name="inside"))
     except Exception as error:
         say("error", f"{type(error).__name__}: {error}")
+    finally:
+        del names["body"]  # it and its globals are a cycle, and garbage is counted
 
 
 async def commands(kernel: Kernel, session: FuseSession) -> None:

@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-STARTING, STOPPING = 30.0, 60.0
+#: Longest waits in seconds, for a machine that does much else; nothing takes as long.
+STARTING, STOPPING = 60.0, 60.0
 BAD_WORDS = ("WARNING", "ERROR", "CRITICAL", "Traceback", "panic:")
 
 

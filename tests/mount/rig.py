@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,21 @@ def rig(**options: Any) -> Iterator[Rig]:
         shutil.rmtree(base, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def fresh_place(world: Rig) -> Iterator[Path]:
+    """A fresh directory on a mount, open to everybody, for the length of a ``with`` block."""
+    path = Path(tempfile.mkdtemp(prefix="t", dir=world.path))
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+def append(path: Path) -> None:
+    """Write a byte at the end of a file."""
+    with path.open("ab", buffering=0) as file:
+        file.write(b"y")
+
+
 def as_user(uid: int, gid: int, groups: list[int], body: Callable[[], Any]) -> Any:
     """Run ``body`` in a child process as another user; its JSON-able result, or its errno."""
     reader, writer = os.pipe()
@@ -146,10 +162,15 @@ def as_user(uid: int, gid: int, groups: list[int], body: Callable[[], Any]) -> A
     return value
 
 
+def next_tick() -> None:
+    """Wait until the clock that files are stamped with has moved: it does a few times in 10 ms."""
+    coarse = 5  # CLOCK_REALTIME_COARSE, which Python's time has no name for
+    start = time.clock_gettime_ns(coarse)
+    eventually(lambda: time.clock_gettime_ns(coarse) > start, "the clock ticks")
+
+
 def eventually(happened: Callable[[], bool], what: str) -> None:
     """Look until it has happened. Gives up, failing, after a time no machine needs."""
-    import time
-
     end = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < end, f"never: {what}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.mount.rig import Rig, eventually, rig
+from tests.mount.rig import PATIENCE, Rig, eventually, rig
 
 pytestmark = pytest.mark.mount
 
@@ -181,7 +181,7 @@ for number in range(300):
 """)
     stop.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert min(rounds) > 0
     eventually(lambda: os.listdir(base) == [], "both sides agree")

@@ -88,9 +88,7 @@ def test_vnodes_stay_within_their_limit(world: Rig, many_files: int) -> None:
     try:
         assert len(numbers) == many_files
         assert world.stat("len(s.nodes.by_id)") >= many_files
-        eventually(
-            lambda: world.stat("vfs.vnodes.numvnodes") <= 2200, "vnlru keeps kern.maxvnodes"
-        )
+        eventually(lambda: world.stat("vfs.vnodes.numvnodes") <= 2200, "vnlru keeps kern.maxvnodes")
         for count, (name, number) in enumerate(numbers.items()):
             fd = os.open(many / name, os.O_RDONLY)
             assert os.fstat(fd).st_ino == number

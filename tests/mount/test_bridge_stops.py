@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -148,3 +149,16 @@ def test_read_only() -> None:
             (made.path / "f").touch()
         assert "ro" in SessionOptions("/x", read_only=True).fuse_options()
         made.end()
+
+
+def test_a_wedged_server_does_not_hold_who_asks(
+    world: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What if a server stands still: is its mount called stale, and does who looks come back?"""
+    monkeypatch.setattr(mountpoint, "ASK_SECONDS", 0.2)
+    os.kill(world.child.pid, signal.SIGSTOP)
+    try:
+        assert not mountpoint.is_stale(str(world.path))
+    finally:
+        os.kill(world.child.pid, signal.SIGCONT)
+    assert world.end()[0] == "end"

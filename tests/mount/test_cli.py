@@ -19,7 +19,7 @@ from dfuser.client.instances import birth
 from tests.mount.mounted import dfuser_program, is_mounted
 
 pytestmark = pytest.mark.mount
-LONG = 30.0
+LONG = 60.0
 
 
 class Shell:

@@ -27,7 +27,6 @@ from dfuser.libkern.errno import (
     EINVAL,
     EIO,
     EISDIR,
-    ENOATTR,
     ENOENT,
     ENOTDIR,
     ENOTEMPTY,
@@ -37,14 +36,16 @@ from dfuser.libkern.errno import (
     KError,
 )
 from dfuser.libkern.fcntl import O_NONBLOCK
+from dfuser.libkern.klist import EVFILT_READ
 from dfuser.libkern.param import DEV_BSIZE, MAXPATHLEN
 from dfuser.libkern.stat import ALLPERMS, DT_DIR, VType
 
 from ..access import helper_chmod, helper_chown, vaccess
 from ..mount import VfsOps
 from ..mountflags import MNT, MNTK
+from ..ownattrs import OwnAttrs
 from ..vattr import Dirent, Statfs, Vattr
-from ..vop import EXTATTR_NAMESPACE_USER, Buffer, OpsCell, VnodeOps
+from ..vop import Buffer, OpsCell
 from .node import (
     COOKIE_DOT,
     COOKIE_DOTDOT,
@@ -70,9 +71,10 @@ if TYPE_CHECKING:
 class DevNote:
     """Hangs on a device for the watchers of one vnode; a knote in the sense of `Klist`."""
 
-    __slots__ = ("node",)
+    __slots__ = ("filter", "node")
 
     def __init__(self, node: DevfsNode) -> None:
+        self.filter = EVFILT_READ
         self.node = node
 
     def event(self, hint: int) -> bool:
@@ -85,7 +87,7 @@ class DevNote:
             self.node.vp.knote(0)
 
 
-class DevfsOps(VnodeOps):
+class DevfsOps(OwnAttrs):
     """Operations on directories and links. Counterpart: devfs_vnode_norm_vops."""
 
     __slots__ = ("fs",)
@@ -154,7 +156,7 @@ class DevfsOps(VnodeOps):
         mode = node.mode
         if vap.uid is not None or vap.gid is not None:
             helper_chown(self.vop_getattr(vp), vap.uid, vap.gid, cred)
-            if cred.uid != 0:
+            if cred.uid != 0 and node.type is not VType.VDIR:
                 mode &= ~0o6000
         gid = vap.gid if vap.gid is not None else node.gid
         if vap.mode is not None:
@@ -168,7 +170,8 @@ class DevfsOps(VnodeOps):
         node.ctime = now
         vp.attr_changed()
 
-    def _extattrs(self, vp: Vnode) -> dict[bytes, bytes]:
+    def extattrs(self, vp: Vnode) -> dict[bytes, bytes]:
+        """What a device is; nothing for directories and links."""
         dev = self.node(vp).dev
         if dev is None:
             return {}
@@ -176,28 +179,6 @@ class DevfsOps(VnodeOps):
             b"dfuser.type": b"chr",
             b"dfuser.rdev": f"{dev.umajor}:{dev.uminor}".encode(),
         }
-
-    def vop_getextattr(self, vp: Vnode, namespace: int, name: bytes, cred: Ucred) -> bytes:
-        """What a device is, with or without the prefix ``user.``."""
-        value = self._extattrs(vp).get(name.removeprefix(b"user."))
-        if namespace != EXTATTR_NAMESPACE_USER or value is None:
-            raise KError(ENOATTR)
-        return value
-
-    def vop_setextattr(
-        self, vp: Vnode, namespace: int, name: bytes, value: bytes, flags: int, cred: Ucred
-    ) -> None:
-        """EPERM."""
-        raise KError(EPERM)
-
-    def vop_rmextattr(self, vp: Vnode, namespace: int, name: bytes, cred: Ucred) -> None:
-        """EPERM for an attribute that exists."""
-        self.vop_getextattr(vp, namespace, name, cred)
-        raise KError(EPERM)
-
-    def vop_listextattr(self, vp: Vnode, namespace: int, cred: Ucred) -> Sequence[bytes]:
-        """The names, without the prefix ``user.``."""
-        return tuple(self._extattrs(vp)) if namespace == EXTATTR_NAMESPACE_USER else ()
 
     # --- names -------------------------------------------------------------------------------
 

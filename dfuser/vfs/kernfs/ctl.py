@@ -12,7 +12,8 @@ lists the commands. Words with blanks are quoted as for a shell. What was wrong 
 is EINVAL stands in the kernel's log, since an error number is all that a write can answer.
 
 Each command calls the handler that a system call would call; who may do what is decided there.
-Further rooms add commands with `ControlCommands.add`.
+The control socket gives the same orders by the same methods, without words to be split. Further
+rooms add commands with `ControlCommands.add`.
 
 Counterpart: mount(8), umount(8), sync(8) and their system calls (kern/vfs_syscalls.c).
 Differs from DragonFly: an addition; there these are programs.
@@ -26,18 +27,18 @@ import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from dfuser.libkern.errno import EEXIST, EINVAL, EPERM, KError
+from dfuser.libkern.errno import EEXIST, EINVAL, KError
 from dfuser.libkern.log import LOG_NOTICE
 
-from ..mountflags import MNT, parse_options
+from ..mountflags import MNT
 from ..nlookup import NLC, NlookupData, nlookup
+from ..syscalls import kern_mount, kern_unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dfuser.libkern.ucred import Ucred
 
-    from ..mount import Mount
     from ..namecache import NcHandle
     from ..vfs import Vfs
     from .registry import KernViews
@@ -105,32 +106,47 @@ class ControlCommands:
 
     # --- the commands ------------------------------------------------------------------------
 
-    def cmd_mount(self, words: list[str], cred: Ucred) -> str | None:
-        """Mount a file system, or with ``-u`` change how it is mounted."""
-        flags, fstype, options = self._mount_words(words)
-        if len(words) != (1 if flags & MNT.UPDATE else 2):
-            raise KError(EINVAL, self._commands["mount"].usage)
-        parsed = parse_options(options)
-        nch = self._lookup(words[-1], cred)
+    def mount(self, fstype: str, source: str, path: str, options: str, cred: Ucred) -> None:
+        """Mount a file system on a directory, or with the option ``update`` change a mount.
+
+        Raises:
+            KError: EINVAL, the path is not absolute; those of the walk and of `kern_mount`.
+            Block: a file system must wait.
+        """
+        nch = self._lookup(path, cred)
         try:
-            if flags & MNT.UPDATE:
-                mp = self._mounted(nch)
-                kept = mp.flag & (MNT.SETTABLE | MNT.RDONLY) & ~parsed.clear
-                self.vfs.mounts.update(mp, kept | parsed.flags, parsed.options, cred)
-            else:
-                self.vfs.mounts.mount(fstype, words[0], nch, parsed.options, parsed.flags, cred)
+            kern_mount(self.vfs, fstype, source, nch, options, cred)
         finally:
             self.vfs.cache.drop_nch(nch)
+
+    def umount(self, path: str, cred: Ucred, *, force: bool = False) -> None:
+        """Unmount what is mounted on a directory; with ``force`` although it is in use.
+
+        Raises:
+            KError: EINVAL, the path is not absolute; those of the walk and of `kern_unmount`.
+            Block: the file system must wait.
+        """
+        nch = self._lookup(path, cred)
+        self.vfs.cache.drop_nch(nch)
+        kern_unmount(self.vfs, nch, MNT.FORCE if force else 0, cred)
+
+    def cmd_mount(self, words: list[str], cred: Ucred) -> str | None:
+        """Mount a file system, or with ``-u`` change how it is mounted."""
+        update, fstype, options = self._mount_words(words)
+        if len(words) != (1 if update else 2):
+            raise KError(EINVAL, self._commands["mount"].usage)
+        self.mount(fstype, words[0], words[-1], options, cred)
         return None
 
     @staticmethod
-    def _mount_words(words: list[str]) -> tuple[int, str, str]:
-        """Take the switches off ``words``: flags, type, options joined by commas."""
-        flags, fstype, options = 0, "tmpfs", []
+    def _mount_words(words: list[str]) -> tuple[bool, str, str]:
+        """Take the switches off ``words``: whether to update, type, options joined by commas."""
+        update, fstype, options = False, "tmpfs", []
         while words and words[0].startswith("-"):
             switch = words.pop(0)
             if switch == "-u":
-                flags |= MNT.UPDATE
+                update = True
+                options.append("update")
             elif switch in ("-t", "-o") and words:
                 value = words.pop(0)
                 if switch == "-t":
@@ -139,21 +155,14 @@ class ControlCommands:
                     options.append(value)
             else:
                 raise KError(EINVAL, f"mount: unknown switch {switch}")
-        return flags, fstype, ",".join(options)
+        return update, fstype, ",".join(options)
 
     def cmd_umount(self, words: list[str], cred: Ucred) -> str | None:
         """Unmount what is mounted on a directory; ``-f`` although it is in use."""
         force = words[:1] == ["-f"]
         if len(words) != 1 + force:
             raise KError(EINVAL, self._commands["umount"].usage)
-        nch = self._lookup(words[-1], cred)
-        try:
-            mp = self._mounted(nch)
-        finally:
-            self.vfs.cache.drop_nch(nch)
-        if cred.uid not in (0, mp.owner):
-            raise KError(EPERM)
-        self.vfs.mounts.unmount(mp, MNT.FORCE if force else 0)
+        self.umount(words[-1], cred, force=force)
         return None
 
     def cmd_sync(self, words: list[str], cred: Ucred) -> str | None:
@@ -165,16 +174,9 @@ class ControlCommands:
 
     def _lookup(self, path: str, cred: Ucred) -> NcHandle:
         """The place of an absolute path, held; mounts are crossed. Raises KError EINVAL."""
-        if not path.startswith("/"):
+        if not path.startswith("/") or "\0" in path:
             raise KError(EINVAL, "the directory must be an absolute path")
         name = path.encode("utf-8", "surrogateescape")
         with NlookupData(self.vfs, None, None, name, cred, NLC.FOLLOW) as nd:
             nlookup(nd)
             return self.vfs.cache.hold(nd.found)
-
-    def _mounted(self, nch: NcHandle) -> Mount:
-        """The mount whose root a place is. Raises KError EINVAL when it is none."""
-        mp = nch.mount
-        if nch.ncp is not mp.ncmountpt.ncp:
-            raise KError(EINVAL, "not the root of a mounted file system")
-        return mp

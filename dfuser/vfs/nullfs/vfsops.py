@@ -109,7 +109,7 @@ class NullVfsOps(VfsOps):
         if nch.mount is not lower:
             mp.flag |= nch.mount.flag & (MNT.RDONLY | MNT.NOEXEC)
         mp.data = NullMount(lower, vp.ref())
-        mp.ncmountpt = NcHandle(nch.ncp, mp)
+        mp.rootncp = nch.ncp
         mp.vn_cell = lower.vn_cell
         nch.ncp.flags |= NCF.ISMOUNTPT
         mp.kern_flag |= MNTK.NCALIASED
@@ -126,9 +126,9 @@ class NullVfsOps(VfsOps):
         null: NullMount = mp.data
         mp.data = None
         mp.vn_cell = mp.vfs.vnodes.dead_cell
-        ncp = mp.ncmountpt.ncp
+        ncp = mp.rootncp
         others = [other for other in mp.vfs.mounts if other is not mp]
-        shown = any(other.ncmountpt.ncp is ncp for other in others)
+        shown = any(other.rootncp is ncp for other in others)
         covered = any(o.ncmounton is not None and o.ncmounton.ncp is ncp for o in others)
         if not (shown or covered):
             ncp.flags &= ~NCF.ISMOUNTPT

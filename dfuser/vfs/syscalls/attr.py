@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfuser.libkern.errno import EACCES, EINVAL, EISDIR, ESTALE, KError
+from dfuser.libkern.errno import EACCES, EINVAL, EISDIR, ENOENT, ESTALE, KError
 from dfuser.libkern.stat import VEXEC, VType
 
 from ..access import access_mode, setattr_check, vaccess
@@ -113,10 +113,13 @@ def kern_statfs(vfs: Vfs, nch: NcHandle) -> Statfs:
     """How big and how full the mount of a place is. Counterpart: kern_statfs.
 
     Raises:
-        KError: the file system's.
+        KError: ENOENT, the file system has been unmounted by force; or the file system's.
         Block: the file system must wait.
     """
-    return nch[1].ops.vfs_statfs(nch[1])
+    mp = nch[1]
+    if vfs.mounts.get(mp.index) is not mp:
+        raise KError(ENOENT)
+    return mp.ops.vfs_statfs(mp)
 
 
 def kern_pathconf(vfs: Vfs, nch: NcHandle, name: int, cred: Ucred) -> int:

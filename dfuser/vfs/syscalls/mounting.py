@@ -84,9 +84,11 @@ def kern_unmount(vfs: Vfs, nch: NcHandle, flags: int, cred: Ucred, *, wait: bool
         wait: try for a second before EBUSY (the caller must run this by `run_blocking`).
 
     Raises:
-        KError: EINVAL, not the root of a mount, or the kernel's root; EPERM; EBUSY with the counts.
+        KError: ENOENT, the place is gone; EINVAL, not the root of a mount, or the kernel's root;
+            EPERM; EBUSY with the counts.
         Block: with ``wait``, while somebody is inside.
     """
+    vnode_of(vfs, nch, cred)
     mp = _mount_at(nch)
     _check_owner(mp, cred)
     vfs.mounts.unmount(mp, flags & MNT.FORCE, wait=wait)
@@ -94,7 +96,7 @@ def kern_unmount(vfs: Vfs, nch: NcHandle, flags: int, cred: Ucred, *, wait: bool
 
 def _mount_at(nch: NcHandle) -> Mount:
     """The mount whose root a place is."""
-    if nch.ncp is not nch.mount.ncmountpt.ncp:
+    if nch.ncp is not nch.mount.rootncp:
         raise KError(EINVAL, "not the root of a mount")
     return nch.mount
 

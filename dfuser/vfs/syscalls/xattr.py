@@ -2,8 +2,8 @@
 
 An attribute belongs to a name space (EXTATTR_NAMESPACE_USER or SYSTEM, `vop`). User attributes are
 guarded by the file's permissions and exist on regular files and directories; in a sticky directory
-only its owner sets them. System attributes are for the super-user (and for the kernel: access
-control lists are kept there; reading them is free).
+only its owner sets them. System attributes are for the super-user and the kernel; access control
+lists, which are kept there, are also for the file's owner. Reading them is free.
 
 Counterpart: sys_extattr_* (kern/vfs_syscalls.c).
 Differs from DragonFly: listing exists; EXTATTR_CREATE and EXTATTR_REPLACE exist.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from dfuser.libkern.acl import XATTR_ACCESS, XATTR_DEFAULT
 from dfuser.libkern.errno import EINVAL, ENAMETOOLONG, EPERM, KError
 from dfuser.libkern.param import NAME_MAX
 from dfuser.libkern.stat import APPEND, IMMUTABLE, S_ISVTX, VREAD, VWRITE, VType
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
     from ..vnode import Vnode
     from ..vop import Buffer
 
+_ACLS: Final = (XATTR_ACCESS, XATTR_DEFAULT)
 _SPACES: Final = (EXTATTR_NAMESPACE_USER, EXTATTR_NAMESPACE_SYSTEM)
 
 
-def _check(vp: Vnode, namespace: int, mode: int, cred: Ucred, chk: bool) -> None:
-    """Whether attributes of the name space may be used with ``mode`` (VREAD or VWRITE)."""
+def _check(vp: Vnode, namespace: int, name: bytes, mode: int, cred: Ucred, chk: bool) -> None:
+    """Whether an attribute may be used with ``mode`` (VREAD or VWRITE)."""
     if namespace not in _SPACES:
         raise KError(EINVAL)
     if mode & VWRITE:
@@ -48,7 +50,9 @@ def _check(vp: Vnode, namespace: int, mode: int, cred: Ucred, chk: bool) -> None
         return
     if namespace == EXTATTR_NAMESPACE_SYSTEM:
         if mode & VWRITE and cred.uid != 0:
-            raise KError(EPERM)
+            owner = vp.ops.use.vop_getattr(vp).uid
+            if name not in _ACLS or cred.uid != owner:
+                raise KError(EPERM)
         return
     if vp.type not in (VType.VREG, VType.VDIR):
         raise KError(EPERM)
@@ -78,7 +82,7 @@ def kern_getxattr(
     """
     vp = vnode_of(vfs, nch, cred)
     _check_name(name)
-    _check(vp, namespace, VREAD, cred, chk)
+    _check(vp, namespace, name, VREAD, cred, chk)
     return vp.ops.use.vop_getextattr(vp, namespace, name, cred)
 
 
@@ -101,7 +105,7 @@ def kern_setxattr(
     vp = vnode_of(vfs, nch, cred)
     _check_name(name)
     ncp_writechk(nch)
-    _check(vp, namespace, VWRITE, cred, chk)
+    _check(vp, namespace, name, VWRITE, cred, chk)
     vp.ops.use.vop_setextattr(vp, namespace, name, bytes(value), flags, cred)
     if vfs.hostcache is not None:
         vfs.hostcache.attr_changed(vp)
@@ -119,7 +123,7 @@ def kern_removexattr(
     vp = vnode_of(vfs, nch, cred)
     _check_name(name)
     ncp_writechk(nch)
-    _check(vp, namespace, VWRITE, cred, chk)
+    _check(vp, namespace, name, VWRITE, cred, chk)
     vp.ops.use.vop_rmextattr(vp, namespace, name, cred)
     if vfs.hostcache is not None:
         vfs.hostcache.attr_changed(vp)

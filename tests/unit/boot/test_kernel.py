@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,13 @@ from dfuser.libkern.errno import EINVAL, ENODEV, ENOENT, EPERM, KError, Panic
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt import thread as lwkt_thread
 from dfuser.lwkt.synch import tsleep
+from dfuser.vfs.mount import Mount
+from dfuser.vfs.namecache import NcHandle
 from dfuser.vfs.syscalls import (
     kern_close,
     kern_create,
     kern_lookup,
+    kern_mkdir,
     kern_open,
     kern_read,
     kern_write,
@@ -264,3 +267,250 @@ async def test_a_panic_while_stopping_does_not_keep_the_kernel(
     assert kernel.panic_dump is not None
     assert "broken on the way out" in kernel.panic_dump.read_text()
     assert not kernel.lwkt.threads
+
+
+async def never(ident: str) -> None:
+    """A thread that sleeps for ever."""
+    await tsleep(ident, 0, "never", 0)
+
+
+async def run_until_panic(tmp_path: Path, act: Callable[[Kernel], None]) -> Kernel:
+    """Run a kernel with sleepers on both drivers, let ``act`` break it; ``run`` must return."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    kernel = Kernel(Config(ncpu=2, memory=MEMORY, state_dir=str(tmp_path)))
+    told: list[str] = []
+    kernel.on_panic(lambda: told.append("unmount"))
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(kernel.run)
+            for number, driver in enumerate(("task", "coro", "task", "coro")):
+                kernel.in_context(
+                    lambda d=driver, n=number: kernel.lwkt.create(
+                        never, f"never{n}", cpu=n % 2, driver=d
+                    )
+                )
+            await trio.testing.wait_all_tasks_blocked()
+            act(kernel)
+    assert told == ["unmount"]
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    return kernel
+
+
+def check_panicked(
+    kernel: Kernel, tmp_path: Path, where: str, why: str = "the invariant is broken"
+) -> None:
+    """One dump, and nothing that runs or is going to run."""
+    dumps = list(tmp_path.glob("panic-*"))
+    assert dumps == [kernel.panic_dump]
+    assert why in dumps[0].read_text()
+    assert kernel.panic_reason.startswith(where)
+    assert kernel.state == "stopped"
+    assert not kernel.lwkt.threads
+    for cpu in kernel.lwkt.cpus:
+        assert cpu.stopped
+        assert cpu.loop_task is None
+        assert not cpu.loop_parked
+        cpu.restart()
+        assert cpu.stopped
+    assert lwkt_thread.curthread is None
+
+
+async def broken() -> None:
+    """A thread that meets a broken invariant."""
+    raise Panic("the invariant is broken")
+
+
+async def broken_at_its_end() -> None:
+    """A thread that returns inside a critical section."""
+    lwkt_thread.crit_enter()
+
+
+def broken_now() -> None:
+    """Plain code that meets one."""
+    raise Panic("the invariant is broken")
+
+
+@pytest.mark.parametrize("driver", ["task", "coro"])
+@pytest.mark.parametrize("cpu", [0, 1])
+async def test_a_panic_in_a_thread_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, driver: str, cpu: int
+) -> None:
+    # What if a thread of either kind panics: one dump, run() returns, nothing left?
+    def act(kernel: Kernel) -> None:
+        kernel.in_context(
+            lambda: kernel.lwkt.create(broken, name="badthread", cpu=cpu, driver=driver)
+        )
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "thread badthread")
+
+
+@pytest.mark.parametrize("driver", ["task", "coro"])
+async def test_a_thread_that_exits_badly_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, driver: str
+) -> None:
+    # What if a thread returns inside a critical section: is that a panic like any other?
+    def act(kernel: Kernel) -> None:
+        kernel.in_context(
+            lambda: kernel.lwkt.create(broken_at_its_end, name="badthread", driver=driver)
+        )
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "thread badthread", "exits in a critical section")
+
+
+async def test_a_panic_in_an_interrupt_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    # What if an interrupt handler panics while every CPU is idle?
+    def act(kernel: Kernel) -> None:
+        kernel.lwkt.cpus[1].interrupt(broken_now)
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "interrupt broken_now on cpu1")
+
+
+async def test_a_panic_of_an_ipi_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    # What if a function sent to another CPU panics in that CPU's loop?
+    def act(kernel: Kernel) -> None:
+        async def sender() -> None:
+            kernel.lwkt.send_ipiq_nowait(kernel.lwkt.cpus[1], broken_now)
+
+        kernel.in_context(lambda: kernel.lwkt.create(sender, cpu=0))
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "interrupt ")
+
+
+async def test_a_panic_in_a_borrowed_context_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    # What if a request panics while it holds a token, and its edge reports that once more?
+    def act(kernel: Kernel) -> None:
+        def request() -> None:
+            assert kernel.lwkt.tokens.vnode_token.trytoken()
+            broken_now()
+
+        with pytest.raises(Panic, match="the invariant is broken") as caught:
+            kernel.in_context(request)
+        kernel.panicked(caught.value)
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "request")
+
+
+@pytest.mark.parametrize("driver", ["task", "coro"])
+async def test_a_panic_while_stopping_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, driver: str
+) -> None:
+    # What if a thread panics on its way out: one dump, run() returns, nothing left?
+    async def bad() -> None:
+        try:
+            await never("bad")
+        finally:
+            broken_now()
+
+    kernel = Kernel(Config(ncpu=2, memory=MEMORY, state_dir=str(tmp_path)))
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(kernel.run)
+            kernel.in_context(lambda: kernel.lwkt.create(bad, name="badthread", driver=driver))
+            await trio.testing.wait_all_tasks_blocked()
+            kernel.request_stop()
+    check_panicked(kernel, tmp_path, "thread badthread")
+
+
+async def test_a_panic_of_the_last_sync_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What if syncing the world, the first thing a stopping kernel does, panics?
+    def act(kernel: Kernel) -> None:
+        monkeypatch.setattr(kernel.vfs, "sync_all", broken_now)
+        kernel.request_stop()
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "request")
+
+
+async def test_a_panic_of_an_unmount_ends_the_kernel(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What if unmounting panics, after the event loop has left the machine?
+    def act(kernel: Kernel) -> None:
+        monkeypatch.setattr(kernel.vfs.mounts, "unmountall", broken_now)
+        kernel.request_stop()
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "request")
+
+
+async def test_what_a_panic_leaves_unwinding_does_not_matter(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    # What if the other threads fail, panic or sleep again while they are taken away?
+    async def stubborn(how: str) -> None:
+        try:
+            await never(how)
+        finally:
+            if how == "fail":
+                raise ValueError(how)
+            if how == "panic":
+                raise Panic(how)
+            await never(how)
+
+    def act(kernel: Kernel) -> None:
+        lwkt = kernel.lwkt
+        for driver in ("task", "coro"):
+            for how in ("fail", "panic", "sleep"):
+                kernel.in_context(lambda d=driver, h=how: lwkt.create(stubborn, h, driver=d))
+        kernel.in_context(lambda: lwkt.create(broken, name="badthread", driver="coro", pri=9))
+
+    kernel = await run_until_panic(tmp_path, act)
+    check_panicked(kernel, tmp_path, "thread badthread")
+
+
+async def test_a_loop_is_woken_once_when_a_panic_ends_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    # What if the host cancels the loops of a panicked machine and its last thread goes then?
+    kernel = Kernel(Config(ncpu=2, memory=MEMORY, state_dir=str(tmp_path)))
+    with trio.fail_after(100):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(kernel.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert all(cpu.loop_parked for cpu in kernel.lwkt.cpus)
+            kernel.panic("test", Panic("the invariant is broken"))
+            nursery.cancel_scope.cancel()
+            kernel.lwkt.all_gone()
+    check_panicked(kernel, tmp_path, "test")
+
+
+@pytest.mark.parametrize("fstype", ["tmpfs", "null", "devfs", "procfs", "sysctlfs", "kernfs"])
+def test_an_unmounted_file_system_is_gone_at_once(kernel: Kernel, fstype: str) -> None:
+    # What if file systems come and go for weeks: does each leave a cycle to the collector?
+    vfs = kernel.vfs
+
+    def mount_and_unmount(on: NcHandle) -> weakref.ref[Mount]:
+        source = "/tmp" if fstype == "null" else fstype
+        mp = vfs.mounts.mount(fstype, source, on, {}, 0, ROOT)
+        assert kern_lookup(vfs, mp.ncmountpt, b"..", ROOT) is not None
+        assert kern_lookup(vfs, mp.ncmountpt, b"nothing", ROOT) is None
+        vfs.mounts.unmount(mp)
+        return weakref.ref(mp)
+
+    def twice() -> tuple[Mount | None, Mount | None]:
+        on = vfs.cache.hold(kern_mkdir(vfs, vfs.rootnch, b"on", 0o755, ROOT))
+        try:
+            refs = mount_and_unmount(on), mount_and_unmount(on)
+            return refs[0](), refs[1]()
+        finally:
+            vfs.cache.drop_nch(on)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert kernel.in_context(twice) == (None, None)
+    finally:
+        gc.enable()

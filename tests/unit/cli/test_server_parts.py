@@ -100,10 +100,7 @@ def test_stale_means_that_the_server_is_asked(monkeypatch: pytest.MonkeyPatch) -
     info = host.MountInfo(1, "0:9", "/dead", "fuse.dfuser", "tmpfs")
     monkeypatch.setattr(host, "mounted_at", lambda _path: info)
 
-    def statvfs(_path: str) -> None:
-        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(host, "ask", lambda _path: errno.ENOTCONN)
     assert stale.is_stale("/dead")
     detached: list[str] = []
     monkeypatch.setattr(host, "detach", lambda path, lazy: detached.append(path))

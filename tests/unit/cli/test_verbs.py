@@ -89,6 +89,16 @@ def test_nlookup(dfuser: Dfuser, running: Running) -> None:
     assert bad.line == "/tmp/none/such: No such file or directory (ENOENT)"
     assert "negative" in bad.out
     assert dfuser("nlookup", "tmp").code == ExitCode.USAGE
+    for length in (1024, 1025):
+        long = dfuser("nlookup", "/" * length)
+        assert long.code == ExitCode.KERNEL
+        assert long.line.endswith("File name too long (ENAMETOOLONG)")
+    dots = dfuser("nlookup", "--for", "delete", "/tmp/..")
+    assert dots.code == ExitCode.KERNEL
+    assert "ENOTEMPTY" in dots.out
+    assert dots.line.endswith("(ENOTEMPTY)")
+    assert dfuser("nlookup", "--for", "create", "/tmp/free").code == ExitCode.OK
+    assert dfuser("nlookup", "--for", "frob", "/tmp").code == ExitCode.USAGE
 
 
 def test_names_cannot_play_with_the_terminal(dfuser: Dfuser, running: Running) -> None:

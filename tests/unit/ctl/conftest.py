@@ -22,6 +22,7 @@ from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.block import Block
 from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.synch import tsleep, wakeup
+from dfuser.vfs.hostcache import HostCache
 
 
 class EchoService(Service):
@@ -34,7 +35,13 @@ class EchoService(Service):
         self.panics: list[BaseException] = []
         self.open = False
         self.sleepers = 0
+        self.host: HostCache | None = None
         super().__init__(lwkt, lambda where, _text: self.reports.append(where), self.panics.append)
+
+    @property
+    def hostcache(self) -> HostCache | None:
+        """Whatever the test gives."""
+        return self.host
 
     @command
     def cmd_say(self, cred: Ucred, value: Any = None, times: int = 1) -> Any:
@@ -50,6 +57,11 @@ class EchoService(Service):
     def cmd_bug(self, cred: Ucred) -> None:
         """Fail as commands must not."""
         raise ZeroDivisionError("a bug")
+
+    @command(settles=True)
+    def cmd_change(self, cred: Ucred) -> str:
+        """Change what the host has cached."""
+        return "changed"
 
     @command
     def cmd_unsendable(self, cred: Ucred) -> object:

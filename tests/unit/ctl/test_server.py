@@ -26,6 +26,7 @@ from dfuser.libkern.errno import (
     EPERM,
     EPROTONOSUPPORT,
 )
+from dfuser.vfs.hostcache import NullHostCache
 
 from .conftest import Place, message
 
@@ -368,3 +369,47 @@ async def test_closed_connections_leave_no_port(place: Place) -> None:
         await peer.stream.aclose()
     await trio.testing.wait_all_tasks_blocked()
     assert len(ports_of(place.lwkt)) <= before + 1
+
+
+class _SlowHost(NullHostCache):
+    """A host that has heard of a change when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+        self.heard = trio.Event()
+
+    async def settle(self) -> None:
+        self.asked.set()
+        await self.heard.wait()
+
+
+async def test_a_reply_waits_until_the_host_has_heard_of_the_change(place: Place) -> None:
+    # What if the client looks through the host as soon as its command is answered?
+    host = place.service.host = _SlowHost()
+    peer = await place.connect()
+    await peer.hello()
+    await peer.send(message("change", 1), message("say", 2, value="later"))
+    await host.asked.wait()
+    with trio.move_on_after(0) as at_once:
+        await peer.reply()
+    assert at_once.cancelled_caught
+    host.heard.set()
+    first, second = await peer.reply(), await peer.reply()
+    assert first is not None
+    assert second is not None
+    assert (first.msgid, first.payload) == (1, "changed")
+    assert (second.msgid, second.payload) == (2, "later")
+
+
+async def test_a_peer_that_leaves_while_the_host_is_told_leaves_nothing(place: Place) -> None:
+    # What if the client dies in that wait?
+    host = place.service.host = _SlowHost()
+    peer = await place.connect()
+    await peer.hello()
+    await peer.send(message("change"))
+    await host.asked.wait()
+    await peer.stream.aclose()
+    while place.control.statistics().connections:
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(0.01)
+    assert not host.heard.is_set()

@@ -28,7 +28,9 @@ from dfuser.libkern.errno import (
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.msgkinds import initport_replyonly
 from dfuser.lwkt.msgport import MSGF, LwktMsg, Port
-from dfuser.vfs.syscalls import kern_mkdir, kern_symlink
+from dfuser.vfs.hostcache import NullHostCache
+from dfuser.vfs.syscalls import kern_mkdir, kern_mknod, kern_symlink
+from dfuser.vfs.vnode import Vnode
 
 
 class World:
@@ -278,6 +280,49 @@ def test_nlookup_of_a_loop_and_of_nonsense(world: World) -> None:
     assert world.fails("vfs", "nlookup", path="/", uid="root")[0] == EINVAL
 
 
+def test_nlookup_is_the_walk_of_the_kernel(world: World) -> None:
+    # What if the verb had rules of its own: would its limits and figures be the kernel's?
+    before = world.do("vfs", "nlookup", path="/tmp")["nchstats"]
+    longest = "/" + "x/" * 510 + "yy"
+    assert len(longest) == 1023
+    assert world.do("vfs", "nlookup", path=longest)["error_name"] == "ENOENT"
+    for path in (longest + "z", longest + "zz", "/" * 5000):
+        assert world.do("vfs", "nlookup", path=path)["error_name"] == "ENAMETOOLONG"
+    after = world.do("vfs", "nlookup", path="/tmp")["nchstats"]
+    assert after["longhits"] - before["longhits"] == 1
+    assert after["longmiss"] - before["longmiss"] == 1
+    nothing = world.do("vfs", "nlookup", path="/" + "./" * 500)
+    assert (len(nothing["steps"]), nothing["more"]) == (500, 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "create", "delete", "rename", "opened"),
+    [
+        ("/tmp/none", "", "ENOENT", "ENOENT", "ENOENT"),
+        ("/file", "EEXIST", "", "", ""),
+        ("/file/", "ENOTDIR", "ENOTDIR", "ENOTDIR", "ENOTDIR"),
+        ("/tmp/.", "EEXIST", "EINVAL", "EINVAL", ""),
+        ("/tmp/..", "EEXIST", "ENOTEMPTY", "EINVAL", ""),
+        ("/", "EEXIST", "EACCES", "EACCES", ""),
+        ("/dangling", "EEXIST", "", "", "ENOENT"),
+    ],
+)
+def test_nlookup_for_a_purpose(
+    world: World, path: str, create: str, delete: str, rename: str, opened: str
+) -> None:
+    # What if one asks what the last component may be for each use?
+    kernel = world.kernel
+    for make, *args in ((kern_mknod, b"file", 0o100644, 0, 0), (kern_symlink, b"dangling", b"no")):
+        kernel.in_context(make, kernel.vfs, kernel.vfs.rootnch, *args, Ucred.root())
+    wanted = {"create": create, "delete": delete, "rename": rename, "open": opened}
+    got = {
+        intent: world.do("vfs", "nlookup", path=path, intent=intent)["error_name"]
+        for intent in wanted
+    }
+    assert got == wanted
+    assert world.fails("vfs", "nlookup", path=path, intent="frob")[0] == EINVAL
+
+
 def test_nlookup_as_somebody_else(world: World) -> None:
     # What if a directory is not for everybody?
     kernel = world.kernel
@@ -285,6 +330,48 @@ def test_nlookup_as_somebody_else(world: World) -> None:
     answer = world.do("vfs", "nlookup", path="/mine/x", uid=1000, gid=1000)
     assert answer["error_name"] == "EACCES"
     assert world.do("vfs", "nlookup", path="/mine/x")["error_name"] == "ENOENT"
+
+
+def test_the_socket_and_kern_ctl_share_their_commands(world: World) -> None:
+    # What if a directory has a name that a shell would split, and a command is added later?
+    kernel = world.kernel
+    root = Ucred.root()
+    kernel.in_context(kern_mkdir, kernel.vfs, kernel.vfs.rootnch, b"a 'b", 0o755, root)
+    world.do("vfs", "mount", fstype="tmpfs", on="/a 'b", source="# one", options="size=1m")
+    row = next(row for row in world.do("vfs", "mounts") if row["on"] == "/a 'b")
+    assert row["source"] == "# one"
+    error, text = world.fails("vfs", "mount", fstype="tmpfs", on="/a 'b", options="update,size=x")
+    assert (error, "size" in text) == (EINVAL, True)
+    world.do("kern", "write", name="ctl", text='umount "/a \'b"')
+    kernel.world.commands.add("hello", "hello", lambda words, cred: "hi")
+    assert world.do("kern", "write", name="ctl", text="hello").strip() == "hi"
+    assert world.fails("vfs", "unmount", on="/a 'b")[0] == EINVAL
+
+
+class _Listener(NullHostCache):
+    """A host that counts what it is told."""
+
+    def __init__(self) -> None:
+        self.names: list[bytes] = []
+
+    def entry_changed(self, dvp: Vnode, name: bytes) -> None:
+        self.names.append(name)
+
+
+def test_who_mounts_waits_for_the_host(world: World) -> None:
+    # What if the host has cached the directory that was mounted on?
+    host = world.kernel.vfs.hostcache = _Listener()
+    world.kernel.in_context(
+        kern_mkdir, world.kernel.vfs, world.kernel.vfs.rootnch, b"new", 0o755, Ucred.root()
+    )
+    host.names.clear()
+    mounting = world.send("vfs", "mount", fstype="tmpfs", on="/new")
+    unmounting = world.send("kern", "write", name="ctl", text="umount /new")
+    assert host.names == [b"new", b"new"]
+    assert mounting.settle == unmounting.settle == host.settle
+    assert world.send("vfs", "mounts").settle is None
+    world.kernel.vfs.hostcache = None
+    assert world.send("vfs", "mount", fstype="tmpfs", on="/new").settle is None
 
 
 def test_vnodes_are_cut_at_the_limit(world: World) -> None:

@@ -19,7 +19,7 @@ from dfuser.libkern.errno import (
     EWOULDBLOCK,
     KError,
 )
-from dfuser.libkern.klist import EVFILT_WRITE, HookKnote
+from dfuser.libkern.klist import EVFILT_READ, EVFILT_WRITE, HookKnote
 from dfuser.libkern.ktr import Ktr
 from dfuser.libkern.log import MsgBuf
 from dfuser.libkern.ucred import Ucred
@@ -200,14 +200,13 @@ def test_a_knote_hears_of_messages_until_it_is_taken_off(world: World) -> None:
             return True
 
     heard: list[int] = []
-    note = Note(0, lambda kn: heard.append(1))
+    note = Note(0, lambda kn: heard.append(1), EVFILT_READ)
     world.ops.d_kqfilter(world.dev, note)
     world.msgbuf.kprintf("a")
     world.ops.d_kqdetach(world.dev, note)
     world.msgbuf.kprintf("b")
     assert heard == [1]
-    wrong = Note(0, lambda kn: None)
-    wrong.__class__ = type("W", (Note,), {"filter": EVFILT_WRITE})
+    wrong = Note(0, lambda kn: None, EVFILT_WRITE)
     with pytest.raises(KError) as err:
         world.ops.d_kqfilter(world.dev, wrong)
     assert err.value.errno == EOPNOTSUPP

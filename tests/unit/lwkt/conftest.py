@@ -18,7 +18,8 @@ from dfuser.lwkt.machine import Lwkt
 def make_lwkt(ncpu: int = 4, **kwargs: Any) -> Lwkt:
     """A machine on virtual time with its own trace rings and log."""
     clock = kwargs.pop("clock", None) or VirtualClock()
-    return Lwkt(ncpu, clock, Ktr(ncpu, clock, entries=256), MsgBuf(), **kwargs)
+    entries = kwargs.pop("entries", 256)
+    return Lwkt(ncpu, clock, Ktr(ncpu, clock, entries=entries), MsgBuf(), **kwargs)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from dfuser.lwkt.condvar import Cv
 from dfuser.lwkt.lockmgr import Lock
 from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.mtx import Mtx
+from dfuser.lwkt.sleepq import synch_of
 from dfuser.lwkt.synch import abort_sleep
 from dfuser.lwkt.thread import cpu_pause
 
@@ -162,3 +163,34 @@ def test_signals_and_timeouts_race(lwkt: Lwkt, seed: int) -> None:
     assert woken + timed_out == 80
     assert 0 < woken <= tokens
     assert cv.statistics().waiters == 0
+
+
+def test_a_timeout_does_not_cost_another_waiter_its_signal(lwkt: Lwkt) -> None:
+    """What if a waiter's time is up while a broadcast to it is on its way, and another has come?"""
+    cv = Cv("test")
+    woken: list[str] = []
+    held = lwkt.cpus[3]
+
+    async def waiter(name: str, timo: int) -> None:
+        await cv.timedwait(None, timo)
+        woken.append(name)
+
+    async def call(fn: Any) -> None:
+        fn()
+
+    timed = lwkt.create(waiter, "timed", 5, cpu=3)
+    lwkt.run_until_idle()
+    held.stop()
+    lwkt.create(call, cv.broadcast, cpu=0)
+    lwkt.create(waiter, "late", 0, cpu=1)
+    lwkt.run_until_idle()
+    synch = synch_of(lwkt)
+    synch._endtsleep(timed, timed.sleepq_entry)
+    held.restart()
+    lwkt.run_until_idle()
+    assert woken == ["timed"]
+    assert cv.has_waiters()
+    lwkt.create(call, cv.signal, cpu=0)
+    lwkt.run_until_idle()
+    assert woken == ["timed", "late"]
+    assert not cv.has_waiters()

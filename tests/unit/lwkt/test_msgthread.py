@@ -21,6 +21,7 @@ from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.migrate import lwkt_migratecpu
 from dfuser.lwkt.msgkinds import thread_port
 from dfuser.lwkt.msgport import MSGF, LwktMsg, Port, ports_of
+from dfuser.lwkt.sched import Cpu
 from dfuser.lwkt.thread import TDPRI, Thread, ThreadKilled, lwkt_yield, switch
 
 from .conftest import Driver
@@ -117,16 +118,18 @@ def test_tracing_sends_everything_the_long_way(new_lwkt: Callable[..., Lwkt], se
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_switches_stay_with_the_cpu_that_made_them(lwkt: Lwkt, seed: int) -> None:
+def test_switches_stay_with_the_cpu_that_made_them(
+    lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What if threads migrate, exit and preempt: does each CPU's count agree with the trace?"""
     rng = random.Random(seed)
     lwkt.ktr_ctxsw.mask = -1
     seen: Counter[int] = Counter()
 
-    def note(cpuid: int, _td: Thread) -> None:
-        seen[cpuid] += 1
+    def note(cpu: Cpu, _left: Thread | None, came: Thread | None) -> None:
+        seen[cpu.cpuid] += came is not None
 
-    lwkt.trace_switch = note  # type: ignore[method-assign]
+    monkeypatch.setattr(Cpu, "trace_switch", note)
 
     async def wanderer() -> None:
         for _ in range(rng.randrange(1, 30)):

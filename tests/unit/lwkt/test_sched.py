@@ -32,6 +32,8 @@ from dfuser.lwkt.thread import (
     switch,
 )
 
+from .conftest import Driver
+
 
 def yielder(log: list[str], name: str, rounds: int) -> Callable[[], Any]:
     async def body() -> None:
@@ -72,6 +74,20 @@ async def test_trios_own_order_decides_nothing(any_driver: Any) -> None:
                 any_driver.create(yielder(logs[cpu], name, 10), cpu=cpu)
         await any_driver.run()
         assert all("".join(log) == "ABC" * 10 for log in logs)
+
+
+@pytest.mark.slow
+async def test_round_robin_of_tasks_a_thousand_times(new_host: Any) -> None:
+    """What if trio draws its order a thousand times: is each CPU's own order of tasks exact?"""
+    async with new_host() as lwkt:
+        driver = Driver("task", lwkt)
+        for round_ in range(1000):
+            logs: list[list[str]] = [[] for _ in range(4)]
+            for cpu in range(4):
+                for name in "ABC":
+                    lwkt.create(yielder(logs[cpu], name, 4), cpu=cpu)
+            await driver.run()
+            assert all("".join(log) == "ABC" * 4 for log in logs), f"round {round_}"
 
 
 async def test_both_drivers_share_one_queue(new_host: Any) -> None:

@@ -21,6 +21,8 @@ from dfuser.lwkt.token import (
     lwkt_token_swap,
 )
 
+from .conftest import Driver
+
 
 def run(lwkt: Lwkt, *bodies: Callable[[], Any], cpus: int = 1) -> None:
     """Run each body as a thread on its own CPU (round the CPUs) until all is idle."""
@@ -406,6 +408,15 @@ def test_pool_and_well_known_tokens(new_lwkt: Callable[..., Lwkt]) -> None:
 
 def torture(lwkt: Lwkt, seed: int, rounds: int, nthreads: int = 8) -> dict[str, int]:
     """Threads take random subsets of 8 tokens in any order, spin and sleep under them."""
+    seen = start_torture(lwkt, seed, rounds, nthreads)
+    lwkt.run_until_idle(rng=random.Random(seed))
+    return seen()
+
+
+def start_torture(
+    lwkt: Lwkt, seed: int, rounds: int, nthreads: int = 8
+) -> Callable[[], dict[str, int]]:
+    """Create the threads of `torture`; returns what tells afterwards what was seen."""
     toks = [Token(lwkt, f"t{i}") for i in range(8)]
     running: dict[Token, Any] = {}
     seen = {"overlap": 0, "rounds": 0, "others": 0}
@@ -445,10 +456,13 @@ def torture(lwkt: Lwkt, seed: int, rounds: int, nthreads: int = 8) -> dict[str, 
 
     for who in range(nthreads):
         lwkt.create(worker, who, cpu=who % len(lwkt.cpus))
-    lwkt.run_until_idle(rng=random.Random(seed))
-    seen["collisions"] = sum(tok.collisions for tok in toks)
-    seen["left"] = sum(tok.count for tok in toks)
-    return seen
+
+    def result() -> dict[str, int]:
+        seen["collisions"] = sum(tok.collisions for tok in toks)
+        seen["left"] = sum(tok.count for tok in toks)
+        return seen
+
+    return result
 
 
 def check_torture(seen: dict[str, int], rounds: int) -> None:
@@ -468,6 +482,16 @@ def test_unordered_torture(new_lwkt: Callable[..., Lwkt]) -> None:
 def test_unordered_torture_long(new_lwkt: Callable[..., Lwkt]) -> None:
     """What if that goes on for 100,000 rounds?"""
     check_torture(torture(new_lwkt(4), 2, 100_000), 100_000)
+
+
+@pytest.mark.slow
+async def test_unordered_torture_long_on_tasks(new_host: Any) -> None:
+    """What if trio tasks do 100,000 rounds, their CPUs in the order trio happens to wake them?"""
+    async with new_host() as lwkt:
+        seen = start_torture(lwkt, 3, 100_000)
+        await Driver("task", lwkt).run()
+        assert not lwkt.threads
+    check_torture(seen(), 100_000)
 
 
 async def test_torture_on_both_drivers(any_driver: Any) -> None:

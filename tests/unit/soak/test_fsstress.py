@@ -76,7 +76,7 @@ def test_silent_change_is_found(tmp_path: Path, without: frozenset[str]) -> None
     victim = next(path for path in tmp_path.rglob("*") if not path.is_dir() or path.is_symlink())
     victim.unlink()
     with pytest.raises(SoakFailure):
-        tester.check_tree()
+        tester.check()
 
 
 def test_twins_agree_and_differ(tmp_path: Path, without: frozenset[str]) -> None:
@@ -88,7 +88,7 @@ def test_twins_agree_and_differ(tmp_path: Path, without: frozenset[str]) -> None
     assert twin.run(operations=1500) == 1500
     (right / "extra").touch()
     with pytest.raises(SoakFailure, match="extra"):
-        twin.check_trees()
+        twin.check()
 
 
 def test_hard_links_are_compared(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_hard_links_are_compared(tmp_path: Path) -> None:
         os.link(place / "x", place / other)
     twin = TwinRun(tmp_path / "left", tmp_path / "right", 1)
     with pytest.raises(SoakFailure, match="="):
-        twin.check_trees()
+        twin.check()
 
 
 def test_operations_never_leave_their_directory() -> None:

@@ -27,6 +27,7 @@ from dfuser.lwkt.block import run_blocking
 from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.synch import tsleep
 from dfuser.vfs.cache import NcHandle
+from dfuser.vfs.hostcache import NullHostCache
 from dfuser.vfs.mount import MNT, MNTK, Mount
 from dfuser.vfs.mountflags import VQ_MOUNT, VQ_UNMOUNT, format_flags, parse_options
 from dfuser.vfs.syscalls import (
@@ -226,6 +227,25 @@ def test_waiting_unmount_succeeds_when_the_user_leaves() -> None:
     check(vfs)
 
 
+def test_the_host_hears_of_changed_flags() -> None:
+    """What if the host has cached modes of a mount that becomes noexec?"""
+    vfs = make_vfs()
+    mp = mount(vfs, directory(vfs))
+    heard: list[Mount] = []
+
+    class Host(NullHostCache):
+        def mount_changed(self, mp: Mount) -> None:
+            heard.append(mp)
+
+    vfs.hostcache = Host()
+    vfs.mounts.update(mp, MNT.NOEXEC, {}, ROOT)
+    assert heard == [mp]
+    vfs.mounts.update(mp, MNT.NOEXEC, {}, ROOT)
+    assert heard == [mp]
+    assert errno_of(vfs.mounts.update, mp, MNT.RDONLY, {}, USER) == EPERM
+    assert heard == [mp]
+
+
 def test_update_to_read_only_needs_the_writers_gone() -> None:
     """What if a mount is to become read-only? EBUSY with writers; then EROFS; and back again."""
     vfs = make_vfs()
@@ -410,4 +430,20 @@ def test_mounted_on_directory_is_never_reclaimed() -> None:
     assert vfs.cache.fullpath(mp.ncmountpt) == b"/mnt"
     top = kern_lookup(vfs, vfs.rootnch, b"mnt", ROOT)
     assert top == mp.ncmountpt
+    check(vfs)
+
+
+def test_a_place_in_an_unmounted_file_system_answers_without_harm() -> None:
+    """What if somebody still holds the root of a mount that was taken away by force?"""
+    vfs = make_vfs()
+    mp = mount(vfs, directory(vfs))
+    top = vfs.cache.hold(mp.ncmountpt)
+    inside = vfs.cache.hold(directory(vfs, b"in", top))
+    kern_unmount(vfs, top, MNT.FORCE, ROOT)
+    for nch in (top, inside):
+        assert errno_of(kern_statfs, vfs, nch) == ENOENT
+        assert errno_of(kern_unmount, vfs, nch, 0, ROOT) == ENOENT
+        assert errno_of(kern_mkdir, vfs, nch, b"x", 0o755, ROOT) == ENOENT
+        assert errno_of(vfs.cache.fullpath, nch) == ENOENT
+        vfs.cache.drop_nch(nch)
     check(vfs)

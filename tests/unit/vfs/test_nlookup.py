@@ -17,11 +17,12 @@ from dfuser.libkern.errno import (
     EROFS,
     KError,
 )
-from dfuser.libkern.stat import UF_APPEND, UF_IMMUTABLE
+from dfuser.libkern.stat import UF_APPEND, UF_IMMUTABLE, VType
 from dfuser.libkern.ucred import Ucred
 from dfuser.vfs.cache import NCF, NcHandle
 from dfuser.vfs.mount import MNT, Mount
 from dfuser.vfs.nlookup import NLC, NlookupData, nlookup
+from dfuser.vfs.nlwatch import NlookupStep
 from dfuser.vfs.syscalls import (
     kern_lookup,
     kern_mkdir,
@@ -346,3 +347,87 @@ def test_single_step_agrees_with_the_walk() -> None:
         kern_lookup(vfs, private, b"f", USER, True)
     assert err.value.errno == EACCES
     assert fs_of(vfs).calls["nresolve"] > 0
+
+
+def watched(
+    vfs: Vfs, path: bytes, flags: int = NLC.FOLLOW, cred: Ucred = ROOT
+) -> tuple[list[NlookupStep], int]:
+    """The steps an observer is told of, and the error of the walk."""
+    steps: list[NlookupStep] = []
+    with NlookupData(vfs, None, None, path, cred, flags) as nd:
+        nd.observer = steps.append
+        try:
+            nlookup(nd)
+        except KError as error:
+            return steps, error.errno or 0
+    return steps, 0
+
+
+def test_an_observer_sees_each_component_of_the_walk() -> None:
+    """What if one watches a walk over a link, a mount point, dots, and to a name that is none?"""
+    vfs = world()
+    kern_symlink(vfs, vfs.rootnch, b"way", b"/mnt/../a//b", ROOT)
+    vfs.cache.purgevfs(vfs.mounts.root)
+    steps, error = watched(vfs, b"//way/./none")
+    assert error == ENOENT
+    told = [(s.name, s.before, s.after, s.crossed, s.target, s.error) for s in steps]
+    assert told == [
+        (b"way", "absent", "positive", False, b"/mnt/../a//b", 0),
+        (b"mnt", "unresolved", "positive", True, b"", 0),
+        (b"..", "-", "-", True, b"", 0),
+        (b"a", "absent", "positive", False, b"", 0),
+        (b"b", "absent", "positive", False, b"", 0),
+        (b".", "-", "-", False, b"", 0),
+        (b"none", "absent", "negative", False, b"", ENOENT),
+    ]
+    link, mount, *_, last = steps
+    assert link.vp is not None
+    assert link.vp.type is VType.VLNK
+    assert link.place == vfs.rootnch
+    assert mount.place.mount is not vfs.mounts.root
+    assert last.vp is None
+    assert vfs.cache.fullpath(last.place) == b"/a/b"
+    assert all(step.ns >= 0 for step in steps)
+    check(vfs)
+
+
+@pytest.mark.parametrize(
+    ("path", "flags", "cred", "names", "errno"),
+    [
+        (b"/rel/f", NLC.FOLLOW, ROOT, [b"rel", b"a", b"b", b"f"], ENOTDIR),
+        (b"/private/f", NLC.FOLLOW, USER, [b"private", b"f"], EACCES),
+        (b"/a/" + b"x" * 256, NLC.FOLLOW, ROOT, [b"a", b"x" * 256], ENAMETOOLONG),
+        (b"/tmp/his", NLC.DELETE, USER, [b"tmp", b"his"], EACCES),
+        (b"/a/.", NLC.DELETE, ROOT, [b"a", b"."], EINVAL),
+        (b"/a/b", NLC.CREATE | NLC.EXCL, ROOT, [b"a", b"b"], EEXIST),
+        (b"/loop", NLC.FOLLOW, ROOT, [b"loop"] * 33, ELOOP),
+        (b"/" + b"x" * 1023, NLC.FOLLOW, ROOT, [], ENAMETOOLONG),
+        (b"/", NLC.FOLLOW, ROOT, [], 0),
+    ],
+)
+def test_an_observer_is_told_where_the_walk_ends(
+    path: bytes, flags: int, cred: Ucred, names: list[bytes], errno: int
+) -> None:
+    """What if a walk fails: is the last step told the one that failed, with its error?"""
+    vfs = world()
+    steps, error = watched(vfs, path, flags, cred)
+    assert error == errno
+    assert [step.name for step in steps] == names
+    assert [step.error for step in steps[:-1]] == [0] * max(0, len(steps) - 1)
+    if steps:
+        assert steps[-1].error == errno
+    check(vfs)
+
+
+def test_an_observer_changes_nothing() -> None:
+    """What if a walk is watched: are its result and the figures those of one that is not?"""
+    plain, seen = world(), world()
+    paths = [b"/rel", b"/a/b/f", b"/a/none", b"/a/none", b"/mnt/..", b"/slash/f"]
+    for path in paths:
+        try:
+            walk(plain, path)
+            error = 0
+        except KError as exc:
+            error = exc.errno or 0
+        assert watched(seen, path)[1] == error
+    assert plain.cache.statistics() == seen.cache.statistics()

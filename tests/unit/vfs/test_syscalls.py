@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -54,6 +55,7 @@ from dfuser.vfs.syscalls import (
     kern_lookup,
     kern_mkdir,
     kern_mknod,
+    kern_mount,
     kern_open,
     kern_pathconf,
     kern_read,
@@ -68,6 +70,7 @@ from dfuser.vfs.syscalls import (
     kern_stat,
     kern_symlink,
     kern_unlink,
+    kern_unmount,
     kern_write,
 )
 from dfuser.vfs.vattr import Vattr
@@ -634,3 +637,56 @@ def test_host_is_told_of_every_change_and_of_nothing_else() -> None:
     host.told.clear()
     file.drop()
     assert host.told == [("reclaimed", ino, b"")]
+
+
+REMOVED: dict[str, Callable[[Vfs, NcHandle], object]] = {
+    "lookup": lambda vfs, d: kern_lookup(vfs, d, b"x", USER, True),
+    "lookup dots": lambda vfs, d: kern_lookup(vfs, d, b"..", USER),
+    "create": lambda vfs, d: kern_create(vfs, d, b"x", 0o644, O_RDWR, USER),
+    "mkdir": lambda vfs, d: kern_mkdir(vfs, d, b"x", 0o755, USER),
+    "mkdir dot": lambda vfs, d: kern_mkdir(vfs, d, b".", 0o755, USER),
+    "mknod": lambda vfs, d: kern_mknod(vfs, d, b"x", 0o100644, 0, 0, USER),
+    "symlink": lambda vfs, d: kern_symlink(vfs, d, b"x", b"y", USER),
+    "unlink": lambda vfs, d: kern_unlink(vfs, d, b"x", USER),
+    "rmdir": lambda vfs, d: kern_rmdir(vfs, d, b"x", USER),
+    "rename": lambda vfs, d: kern_rename(vfs, d, b"x", d, b"y", 0, USER),
+    "rename in": lambda vfs, d: kern_rename(vfs, vfs.rootnch, b"f", d, b"y", 0, ROOT),
+    "rename out": lambda vfs, d: kern_rename(vfs, d, b"x", vfs.rootnch, b"y", 0, ROOT),
+    "open": lambda vfs, d: kern_open(vfs, d, O_RDONLY, USER),
+    "stat": lambda vfs, d: kern_stat(vfs, d, USER),
+    "setattr": lambda vfs, d: kern_setattr(vfs, d, Vattr(mode=0o700), USER),
+    "setxattr": lambda vfs, d: kern_setxattr(vfs, d, 1, b"a", b"", 0, USER),
+    "mount": lambda vfs, d: kern_mount(vfs, "dict", "x", d, "", ROOT),
+    "update": lambda vfs, d: kern_mount(vfs, "dict", "x", d, "update", ROOT),
+    "unmount": lambda vfs, d: kern_unmount(vfs, d, 0, ROOT),
+}
+
+
+@pytest.mark.parametrize("what", REMOVED)
+@pytest.mark.parametrize("nested", [False, True])
+def test_everything_in_a_removed_directory_is_enoent(what: str, nested: bool) -> None:
+    """What if the directory one stands in was removed, with its parent, and its vnode is gone?"""
+    vfs = make_vfs()
+    touch(vfs, b"f")
+    d = kern_mkdir(vfs, vfs.rootnch, b"d", 0o777, ROOT)
+    held = [vfs.cache.hold(d)]
+    if nested:
+        held.append(vfs.cache.hold(kern_mkdir(vfs, d, b"e", 0o777, ROOT)))
+        kern_rmdir(vfs, d, b"e", ROOT)
+    kern_rmdir(vfs, vfs.rootnch, b"d", ROOT)
+    assert held[-1].ncp.vp is None
+    assert errno_of(REMOVED[what], vfs, held[-1]) == ENOENT
+    for nch in held:
+        vfs.cache.drop_nch(nch)
+    check(vfs)
+
+
+def test_a_directory_keeps_its_set_id_bits_when_its_owner_changes() -> None:
+    """What if an owner gives a set-gid directory to another of his groups? As on Linux."""
+    vfs = make_vfs()
+    d = kern_mkdir(vfs, vfs.rootnch, b"d", 0o755, ROOT)
+    kern_setattr(vfs, d, Vattr(uid=1000, gid=1000, mode=0o6755), ROOT)
+    kern_setattr(vfs, d, Vattr(gid=50), USER)
+    assert kern_stat(vfs, d).mode == 0o6755
+    kern_setattr(vfs, d, Vattr(uid=1000), USER)
+    assert kern_stat(vfs, d).mode == 0o6755

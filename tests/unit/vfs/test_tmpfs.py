@@ -11,6 +11,7 @@ import pytest
 
 from dfuser.hw.clock import VirtualClock
 from dfuser.hw.physmem import PhysMem
+from dfuser.libkern.acl import XATTR_ACCESS, XATTR_DEFAULT, Acl
 from dfuser.libkern.errno import (
     EBUSY,
     EFBIG,
@@ -26,6 +27,7 @@ from dfuser.libkern.errno import (
 from dfuser.libkern.fcntl import O_RDWR
 from dfuser.libkern.param import LINK_MAX, PAGE_SIZE
 from dfuser.libkern.stat import UF_IMMUTABLE, VType
+from dfuser.libkern.ucred import Ucred
 from dfuser.vfs import syscalls as sc
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.tmpfs.mount import TmpfsMount
@@ -33,6 +35,7 @@ from dfuser.vfs.tmpfs.node import TmpfsNode
 from dfuser.vfs.tmpfs.vfsops import TmpfsVfsOps, parse_limits, parse_size
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vfs import Vfs
+from dfuser.vfs.vop import EXTATTR_NAMESPACE_SYSTEM as SYSTEM
 from dfuser.vfs.vop import RENAME_EXCHANGE, RENAME_WHITEOUT
 from dfuser.vm.page import VmPages
 from tests.conform.world import ROOT, USER, World, errno
@@ -514,7 +517,72 @@ def test_flags_bind_callers_the_host_has_checked(box: Box) -> None:
     w.setattr(b"d", flags=0)
 
 
-@pytest.mark.slow
+def test_an_access_list_is_set_by_the_owner(box: Box) -> None:
+    # What if an owner who is not root gives his file an access list, and others try?
+    owner, other = Ucred.of(1000, 1000), Ucred.of(1001, 1000)
+    w = box.mount()
+    w.put(b"f")
+    w.mkdir(b"d")
+    lst = Acl(6, 4, 0, ((other.uid, 6),), (), 6).pack()
+    for path, name in ((b"f", XATTR_ACCESS), (b"d", XATTR_ACCESS), (b"d", XATTR_DEFAULT)):
+        w.setattr(path, uid=owner.uid, gid=owner.gid)
+        nch = w.nch(path)
+        with errno(EPERM):
+            sc.kern_setxattr(box.vfs, nch, SYSTEM, name, lst, 0, other)
+        sc.kern_setxattr(box.vfs, nch, SYSTEM, name, lst, 0, owner)
+        assert sc.kern_getxattr(box.vfs, nch, SYSTEM, name, other) == lst
+        with errno(EPERM):
+            sc.kern_removexattr(box.vfs, nch, SYSTEM, name, other)
+        sc.kern_removexattr(box.vfs, nch, SYSTEM, name, owner)
+        with errno(EPERM):
+            sc.kern_setxattr(box.vfs, nch, SYSTEM, b"trusted.a", b"", 0, owner)
+    w.setattr(b"f", flags=UF_IMMUTABLE)
+    with errno(EPERM):
+        sc.kern_setxattr(box.vfs, w.nch(b"f"), SYSTEM, XATTR_ACCESS, lst, 0, owner)
+    w.setattr(b"f", flags=0)
+    w.check()
+    w.close()
+
+
+def test_many_links_go_as_quickly_as_they_came(box: Box) -> None:
+    # What if a file has 20,000 names: does each removal look through all the others?
+    number = 20_000
+    w = box.mount(nodes="30")
+    w.put(b"a")
+    nch, vp = w.nch(b"a"), w.vp(b"a")
+    for i in range(number - 1):
+        sc.kern_link(box.vfs, nch, w.top, b"l%d" % i, ROOT)
+    assert vp.namecache_count == number
+    assert vp.morenames is not None
+    assert len(vp.morenames) == number - 1
+    for name in (b"a", b"l7", b"l%d" % (number - 2), b"l0"):
+        sc.kern_unlink(box.vfs, w.top, name, ROOT)
+    assert vp.namecache_count == number - 4
+    assert {ncp.name for ncp in vp.ncps()} == {b"l%d" % i for i in range(1, number - 2) if i != 7}
+    assert all(ncp.vp is vp for ncp in vp.ncps())
+    w.check()
+    w.close()
+    box.vfs.mounts.unmount(w.top.mount, halting=True)
+    assert vp.ncps() == ()
+    assert vp.morenames is None
+    assert box.vfs.cache.numcache == 0
+
+
+def test_a_single_name_needs_no_table(box: Box) -> None:
+    # What if a file has one name, a second, and one again?
+    w = box.mount()
+    w.put(b"a")
+    vp = w.vp(b"a")
+    assert (vp.namecache_count, vp.morenames) == (1, None)
+    w.link(b"a", b"b")
+    assert vp.morenames is not None
+    w.unlink(b"a")
+    assert vp.morenames is None
+    assert [ncp.name for ncp in vp.ncps()] == [b"b"]
+    w.check()
+    w.close()
+
+
 def test_most_links() -> None:
     # What if a file has as many names as can be counted?
     box = Box(16 << 20)
