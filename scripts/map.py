@@ -1,8 +1,8 @@
 """Draw docs/map.md: every file of the kernel, what it is for, and what it answers to in DragonFly.
 
-Read from the head docstrings, so the map cannot say anything the code does not. Run it after adding
-or renaming a file: ``.venv/bin/python scripts/map.py``; with ``--check`` it only says whether the map
-is true.
+Read from the head docstrings, so the map cannot say anything the code does not. Run it after
+adding or renaming a file: ``.venv/bin/python scripts/map.py``; with ``--check`` it only says
+whether the map is true.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if TARGET.exists() and TARGET.read_text() == text:
             return 0
-        print("docs/map.md is out of date: run scripts/map.py")
+        sys.stderr.write("docs/map.md is out of date: run scripts/map.py\n")
         return 1
     TARGET.write_text(text)
     return 0
