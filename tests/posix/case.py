@@ -141,3 +141,21 @@ def until_refused(number: int, call: Callable[..., int], *args: Any, seconds: fl
             raise
         time.sleep(0.005)
     raise CaseFailed(f"still answered after {seconds} s, not {errno.errorcode[number]}")
+
+
+def eventually(check: Callable[[], bool], text: str, seconds: float = 5) -> None:
+    """``check`` comes true at the latest after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            raise CaseFailed(f"not within {seconds} s: {text}")
+        time.sleep(0.005)
+
+
+def settled(look: Callable[[], int]) -> int:
+    """A figure once two looks 20 ms apart agree: what was removed before is given back by then."""
+    before, now = -1, look()
+    while before != now:
+        time.sleep(0.02)
+        before, now = now, look()
+    return now
