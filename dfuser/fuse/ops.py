@@ -398,8 +398,13 @@ class Operations(pyfuse3.Operations):
         return kern.kern_write(opened.file, off, buf)
 
     async def flush(self, fh: int) -> None:
-        """A descriptor is closed; others of the same open may live on. Nothing is buffered here."""
+        """A descriptor is closed; others of the same open may live on. Nothing is buffered here.
+
+        ENOSYS says so once and for the whole connection: the host asks no more. It writes its own
+        dirty pages back at every close all the same.
+        """
         self.context.counts["flush"] += 1
+        raise pyfuse3.FUSEError(host_errno.ENOSYS)
 
     async def release(self, fh: int) -> None:
         """The last descriptor of an open is gone. Errors cannot be reported to anybody."""

@@ -1,4 +1,4 @@
-"""Issue section 4: what changes inside is seen by the host; nobody deadlocks; writeback's rules."""
+"""What changes inside is seen by the host; nobody deadlocks; writeback's rules."""
 
 from __future__ import annotations
 

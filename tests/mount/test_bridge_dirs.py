@@ -1,4 +1,4 @@
-"""Issue section 4: listings stay true while the directory changes; directories in odd states."""
+"""Listings stay true while the directory changes; directories in odd states."""
 
 from __future__ import annotations
 

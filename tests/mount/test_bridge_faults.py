@@ -1,4 +1,4 @@
-"""Issue section 4: any exception in a handler becomes an errno, the mount lives; panics end it."""
+"""Any exception in a handler becomes an errno, the mount lives; panics end it."""
 
 from __future__ import annotations
 

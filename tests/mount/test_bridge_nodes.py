@@ -1,4 +1,4 @@
-"""Issue section 4: nodeids are file handles: exact forget, bounded vnodes, numbers never reused."""
+"""Nodeids are file handles: exact forget, bounded vnodes, numbers never reused."""
 
 from __future__ import annotations
 

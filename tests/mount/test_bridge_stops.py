@@ -1,4 +1,4 @@
-"""Issue section 4: however a mount ends or fails to begin, nothing is left behind."""
+"""However a mount ends or fails to begin, nothing is left behind."""
 
 from __future__ import annotations
 

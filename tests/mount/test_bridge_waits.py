@@ -1,4 +1,4 @@
-"""Issue section 4: requests that wait: killable, bounded, visible, and gone afterwards."""
+"""Requests that wait: killable, bounded, visible, and gone afterwards."""
 
 from __future__ import annotations
 
