@@ -382,7 +382,11 @@ class Operations(pyfuse3.Operations):
         count = await self._write(fh, off, buf)
         opened = self.files.get(fh)
         if opened is not None and opened.node.mount.coherence == VOLATILE:
-            await self.settle()
+            self.context.workers.waits()
+            try:
+                await self.settle()
+            finally:
+                self.context.workers.resumed()
         return count
 
     @fh_request

@@ -37,6 +37,7 @@ from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.block import Block, run_blocking
 
 from .callers import groups_of
+from .workers import Workers
 
 if TYPE_CHECKING:
     from dfuser.kern.lwp import Lwp
@@ -133,6 +134,8 @@ class RequestContext:
         self.report = report
         self.on_panic = on_panic
         self.max_parked = max_parked
+        #: Who reads requests while one of them waits.
+        self.workers = Workers(self.close)
         self.parked = 0
         self.failed = 0
         self.interrupted = 0
@@ -245,6 +248,7 @@ class RequestContext:
         self.parked += 1
         self.parked_threads[lwp] = caller
         cpu = caller.pid % len(self.lwkt.cpus)
+        self.workers.waits()
         try:
             return await self.lwkt.adopt(
                 self._wait, lwp, caller, nodeid, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
@@ -252,6 +256,7 @@ class RequestContext:
         except BaseException as exc:
             raise self.translate(op, exc) from None
         finally:
+            self.workers.resumed()
             del self.parked_threads[lwp]
             self.procs.request_exit(lwp)
 

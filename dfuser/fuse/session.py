@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pyfuse3
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from dfuser.vfs.vfs import Vfs
 
 _log = logging.getLogger(__name__)
-
-#: Worker tasks pyfuse3 may start beyond the requests that may park.
-_SPARE_WORKERS: Final = 50
 
 
 @attrs.frozen
@@ -137,7 +134,14 @@ class FuseSession:
 
     def owners(self) -> tuple[object, ...]:
         """The objects whose sysctls and statistics the kernel shows."""
-        return (self.nodes, self.attrs, self.context, self.watcher, self.notifier)
+        return (
+            self.nodes,
+            self.attrs,
+            self.context,
+            self.context.workers,
+            self.watcher,
+            self.notifier,
+        )
 
     def _abort_sleep(self, td: Thread, error: int) -> bool:
         done: list[bool] = []
@@ -193,7 +197,7 @@ class FuseSession:
                 nursery.start_soon(self.watcher.run)
                 self.notifier.start()
                 task_status.started()
-                await pyfuse3.main(max_tasks=self.options.max_parked + _SPARE_WORKERS)
+                await self.context.workers.run()
                 nursery.cancel_scope.cancel()
         finally:
             self._end()
@@ -264,6 +268,7 @@ class FuseSession:
         return {
             "nodes": self.nodes.statistics(),
             "requests": self.context.statistics(),
+            "workers": self.context.workers.statistics(),
             "notifier": self.notifier.statistics(),
             "watcher": self.watcher.statistics(),
             "polls": self.polls.statistics(),

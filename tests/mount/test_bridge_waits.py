@@ -235,7 +235,7 @@ k.log("message {number}")
     assert ready.poll(60_000) == [(plain, select.POLLIN | select.POLLOUT)]
     os.close(plain)
     os.close(fd)
-    assert world.stat("len(s.polls._waiting)") == 0
+    eventually(lambda: world.stat("len(s.polls._waiting)") == 0, "the note goes with the file")
 
 
 def test_unmount_while_requests_wait(world: Rig) -> None:
