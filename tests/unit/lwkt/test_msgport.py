@@ -886,3 +886,12 @@ async def test_oracle_on_both_drivers(any_driver: Driver) -> None:
     oracle, senders = build(any_driver.lwkt, 1, 4_000, driver=any_driver.kind)
     await any_driver.run()
     check(oracle, senders)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_million_on_both_drivers(any_driver: Driver) -> None:
+    """What if a million happen on trio tasks, in trio's own order?"""
+    oracle, senders = build(any_driver.lwkt, 7, 1_000_000, driver=any_driver.kind)
+    await any_driver.run()
+    check(oracle, senders)
