@@ -67,7 +67,7 @@ def test_invariants(mnt: Mounted, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_soak(mnt: Mounted) -> None:
+def test_soak(place: Path) -> None:
     """What if the loads side by side found what none finds alone."""
-    report = run_soak(mnt.path, 0.5, seed=1)
+    report = run_soak(place, 0.5, seed=1)
     assert report.ok, "\n".join(report.lines())
