@@ -97,7 +97,7 @@ def connections() -> Finding:
             found.append(f"{name} {(FUSE_LIMITS / name).read_text().strip()}")
         except OSError:
             continue
-    if not os.path.isdir(CONNECTIONS) or not os.access(CONNECTIONS, os.X_OK):
+    if not os.path.ismount(CONNECTIONS) or not os.access(CONNECTIONS, os.X_OK):
         return Finding("fusectl", "warn", "the limits of a mount cannot be raised: many blocked "
                        "readers may stall it", f"mount -t fusectl none {CONNECTIONS}")  # fmt: skip
     return Finding("fusectl", "ok", ", ".join(found) or "connections can be tuned")
