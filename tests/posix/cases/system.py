@@ -192,13 +192,17 @@ def killed_readers_harm_nobody(d: Path, number: signal.Signals) -> None:
 
 @case(limit=30.0)
 def killed_writers_leave_whole_records(d: Path) -> None:
-    """Writers killed while they append leave nothing but whole records."""
+    """Writers killed while they append leave nothing but whole records.
+
+    The records divide a page: a kill may take effect between the pages of one write, also on the
+    host's own file systems.
+    """
     path, started = put(d / "f"), Signpost()
 
     def write() -> None:
         with opened(path, os.O_WRONLY | os.O_APPEND) as f:
             for n in range(1_000_000):
-                os.write(f, b"r" * 99 + b"\n")
+                os.write(f, b"r" * 127 + b"\n")
                 if n == 20:
                     started.raise_()
 
@@ -207,8 +211,8 @@ def killed_writers_leave_whole_records(d: Path) -> None:
         started.wait()
         writer.kill()
     data = path.read_bytes()
-    same(len(data) % 100, 0, "bytes of a broken record")
-    same(set(data.splitlines()), {b"r" * 99}, "records")
+    same(len(data) % 128, 0, "bytes of a broken record")
+    same(set(data.splitlines()), {b"r" * 127}, "records")
 
 
 @case(limit=30.0)
