@@ -15,62 +15,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from benchmarks.harness import Contestant, Rounds, geometric_mean, rotate, table
-from benchmarks.peers import PEERS, Peer, Unavailable, served
-from benchmarks.rows import APPLICATIONS, ROWS, Row, Sizes
+from benchmarks.field import Field, places
+from benchmarks.harness import Rounds, geometric_mean, table
+from benchmarks.peers import PEERS
+from benchmarks.rows import APPLICATIONS, ROWS, Sizes
 
-HOST_TMPFS = Path("/dev/shm")
 QUICK = Sizes(calls=300, files=100, listed=1000, mebibytes=8)
 YARDSTICK = "tmpfs"
-
-
-class Field:
-    """The mounted contestants of a run and where each of them is."""
-
-    def __init__(self, work: Path, sizes: Sizes) -> None:
-        """Prepare an empty field; `work` is for archives and logs."""
-        self.work, self.sizes = work, sizes
-        self.places: dict[str, tuple[Peer, Path, Contestant]] = {}
-        self.skipped: dict[str, str] = {}
-        self.failed: dict[tuple[str, str], str] = {}
-
-    def enter(self, peers: list[Peer], host: Path, stack: contextlib.ExitStack) -> None:
-        """Mount all peers that can be mounted, for as long as `stack` lives."""
-        for peer in peers:
-            try:
-                path, pid = stack.enter_context(served(peer, self.work, host))
-            except Unavailable as reason:
-                self.skipped[peer.name] = str(reason)
-                continue
-            self.places[peer.name] = (peer, path, Contestant(peer.name, pid))
-
-    def run(self, rows: list[Row], rounds: int) -> Rounds:
-        """Measure all rows on all contestants, round after round."""
-        results = Rounds()
-        everybody = [contestant for _, _, contestant in self.places.values()]
-        for number in range(rounds):
-            for row in rows:
-                for contestant in rotate(everybody, number):
-                    self._one(results, row, contestant)
-        return results
-
-    def _one(self, results: Rounds, row: Row, contestant: Contestant) -> None:
-        """Measure one row on one contestant; what fails once is not tried again."""
-        peer, path, _ = self.places[contestant.name]
-        key = (row.name, contestant.name)
-        if key in self.failed or (peer.read_only and not row.read_only):
-            return
-        try:
-            body = row.prepare(path, self.sizes, self.work)
-            results.measure(row.name, contestant, body)
-        except (OSError, subprocess.CalledProcessError) as error:
-            self.failed[key] = f"{type(error).__name__}: {error}"
 
 
 def targets(results: Rounds) -> dict[str, float | None]:
@@ -105,16 +58,11 @@ def main() -> int:
     options = _options()
     peers = [peer for peer in PEERS if not options.peers or peer.name in options.peers.split(",")]
     rows = [row for row in ROWS if not options.rows or row.name in options.rows.split(",")]
-    work = Path(tempfile.mkdtemp(prefix="dfuser-bench-"))
-    host = Path(tempfile.mkdtemp(prefix="dfuser-bench-", dir=HOST_TMPFS))
-    field = Field(work, QUICK if options.quick else Sizes())
-    try:
+    with places() as (work, host):
+        field = Field(work, QUICK if options.quick else Sizes())
         with contextlib.ExitStack() as stack:
             field.enter(peers, host, stack)
             results = field.run(rows, options.rounds)
-    finally:
-        shutil.rmtree(host, ignore_errors=True)
-        shutil.rmtree(work, ignore_errors=True)
     _print(field, results, as_json=options.json)
     return 0
 

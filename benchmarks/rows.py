@@ -59,7 +59,7 @@ def _no_caches(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if "__pycache__" in entry.name else entry
 
 
-def _file(directory: Path) -> bytes:
+def one_file(directory: Path) -> bytes:
     """The one file "f", which read-only peers have from the start."""
     path = directory / "f"
     if not path.exists():
@@ -70,7 +70,7 @@ def _file(directory: Path) -> bytes:
 def getattr_sync(directory: Path, sizes: Sizes, work: Path) -> Body:
     """A statx that must ask the server: one GETATTR each."""
     statx = ctypes.CDLL(None).statx
-    path, buffer = _file(directory), ctypes.create_string_buffer(256)
+    path, buffer = one_file(directory), ctypes.create_string_buffer(256)
 
     def body() -> int:
         for _ in range(sizes.calls):
@@ -82,7 +82,7 @@ def getattr_sync(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 def stat_cached(directory: Path, sizes: Sizes, work: Path) -> Body:
     """A stat of a file whose attributes the host may know already."""
-    path = _file(directory)
+    path = one_file(directory)
     os.stat(path)
 
     def body() -> int:
@@ -141,7 +141,7 @@ def unlink(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 def open_close(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Opening and closing a file."""
-    path = _file(directory)
+    path = one_file(directory)
 
     def body() -> int:
         for _ in range(sizes.calls):
@@ -151,7 +151,7 @@ def open_close(directory: Path, sizes: Sizes, work: Path) -> Body:
     return body
 
 
-def _large(directory: Path, sizes: Sizes) -> int:
+def large(directory: Path, sizes: Sizes) -> int:
     """A file of the row's size, synced and out of the host's cache; returns a descriptor."""
     fd = os.open(directory / "large", os.O_RDWR | os.O_CREAT)
     if os.fstat(fd).st_size != sizes.mebibytes * MIB:
@@ -180,7 +180,7 @@ def write_1m(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 def read_1m(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Reading a file from start to end by the mebibyte, not in the host's cache."""
-    fd = _large(directory, sizes)
+    fd = large(directory, sizes)
 
     def body() -> int:
         while os.read(fd, MIB):
@@ -193,7 +193,7 @@ def read_1m(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 def random_read_4k(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Reading scattered blocks of 4 KiB, not in the host's cache."""
-    fd = _large(directory, sizes)
+    fd = large(directory, sizes)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     offsets = random.Random(1).sample(range(sizes.mebibytes * 256), sizes.calls)
 
@@ -208,7 +208,7 @@ def random_read_4k(directory: Path, sizes: Sizes, work: Path) -> Body:
 
 def random_write_4k(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Writing scattered blocks of 4 KiB, with an fsync at the end."""
-    fd, data = _large(directory, sizes), os.urandom(4096)
+    fd, data = large(directory, sizes), os.urandom(4096)
     offsets = random.Random(2).sample(range(sizes.mebibytes * 256), sizes.calls)
 
     def body() -> int:
@@ -221,7 +221,7 @@ def random_write_4k(directory: Path, sizes: Sizes, work: Path) -> Body:
     return body
 
 
-def _tool(*command: str | Path, cwd: Path) -> int:
+def tool(*command: str | Path, cwd: Path) -> int:
     """Run one program; it counts as one operation."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "PYTHONDONT"))}
     subprocess.run(
@@ -231,7 +231,7 @@ def _tool(*command: str | Path, cwd: Path) -> int:
     return 1
 
 
-def _fresh(directory: Path, name: str) -> Path:
+def fresh(directory: Path, name: str) -> Path:
     path = directory / name
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir()
@@ -240,41 +240,41 @@ def _fresh(directory: Path, name: str) -> Path:
 
 def untar(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Run tar x of some 200 files."""
-    place = _fresh(directory, "untar")
-    return partial(_tool, "tar", "xf", sources(work), cwd=place)
+    place = fresh(directory, "untar")
+    return partial(tool, "tar", "xf", sources(work), cwd=place)
 
 
 def rm_rf(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Run rm -rf of the same tree."""
-    place = _fresh(directory, "rm")
-    _tool("tar", "xf", sources(work), cwd=place)
-    return partial(_tool, "rm", "-rf", "src", cwd=place)
+    place = fresh(directory, "rm")
+    tool("tar", "xf", sources(work), cwd=place)
+    return partial(tool, "rm", "-rf", "src", cwd=place)
 
 
 def compile_all(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Python's compileall of the same tree."""
-    place = _fresh(directory, "compile")
-    _tool("tar", "xf", sources(work), cwd=place)
+    place = fresh(directory, "compile")
+    tool("tar", "xf", sources(work), cwd=place)
     module = Path(compileall.__file__).stem
-    return partial(_tool, sys.executable, "-m", module, "-q", "src", cwd=place)
+    return partial(tool, sys.executable, "-m", module, "-q", "src", cwd=place)
 
 
-def _repository(work: Path) -> Path:
+def repository(work: Path) -> Path:
     """A git repository of the same tree on the host, made once."""
     path = work / "repository"
     if not path.exists():
         path.mkdir()
-        _tool("tar", "xf", sources(work), cwd=path)
+        tool("tar", "xf", sources(work), cwd=path)
         who = ("-c", "user.name=Tester", "-c", "user.email=tester@example.org")
         for args in (("init", "-q"), ("add", "-A"), (*who, "commit", "-q", "-m", "all")):
-            _tool("git", *args, cwd=path)
+            tool("git", *args, cwd=path)
     return path
 
 
 def git_clone(directory: Path, sizes: Sizes, work: Path) -> Body:
     """Run git clone of the tree from the host."""
-    place = _fresh(directory, "clone")
-    return partial(_tool, "git", "clone", "-q", "--no-local", _repository(work), "copy", cwd=place)
+    place = fresh(directory, "clone")
+    return partial(tool, "git", "clone", "-q", "--no-local", repository(work), "copy", cwd=place)
 
 
 def git_status(directory: Path, sizes: Sizes, work: Path) -> Body:
@@ -282,9 +282,9 @@ def git_status(directory: Path, sizes: Sizes, work: Path) -> Body:
     place = directory / "status"
     if not place.exists():
         place.mkdir()
-        _tool("git", "clone", "-q", "--no-local", _repository(work), "copy", cwd=place)
-        _tool("git", "status", cwd=place / "copy")
-    return partial(_tool, "git", "status", cwd=place / "copy")
+        tool("git", "clone", "-q", "--no-local", repository(work), "copy", cwd=place)
+        tool("git", "status", cwd=place / "copy")
+    return partial(tool, "git", "status", cwd=place / "copy")
 
 
 def ls_l(directory: Path, sizes: Sizes, work: Path) -> Body:
@@ -296,7 +296,7 @@ def ls_l(directory: Path, sizes: Sizes, work: Path) -> Body:
             os.mknod(place / f"entry-{n:06d}")
 
     def body() -> int:
-        _tool("ls", "-l", cwd=place)
+        tool("ls", "-l", cwd=place)
         return sizes.listed
 
     return body

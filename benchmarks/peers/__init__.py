@@ -1,4 +1,4 @@
-"""The contestants of `benchmarks.mount`: each knows how to be mounted, or why it cannot be.
+"""The contestants of `mount` and `fuse`: each knows how to be mounted, or why it cannot be.
 
 A peer is a context manager's worth of knowledge: `why_not` says in one line what is missing, and
 `start` mounts it at a directory and returns the server's process. What is fetched or compiled goes
@@ -8,6 +8,7 @@ to a cache directory outside the project and is used again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import importlib.metadata
 import os
@@ -31,13 +32,24 @@ class Unavailable(Exception):
 
 
 class Peer(NamedTuple):
-    """One contestant: its name, the command that serves it, and what it can do.
+    """One contestant: its name, the program that serves it, and what it can do.
 
-    `read_only` peers answer only the rows that look at one existing file.
+    `read_only` peers answer only the rows that look at one existing file, those with `rows` only
+    these. `program` is what serves it if it is not called so itself; `words` go to its command
+    line, and for dfuser `needs` are what `dfuser mount --help` must speak of.
     """
 
     name: str
     read_only: bool = False
+    program: str = ""
+    words: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    rows: frozenset[str] = frozenset()
+
+    @property
+    def served_by(self) -> str:
+        """The name of the program."""
+        return self.program or self.name
 
 
 PEERS = (
@@ -45,7 +57,7 @@ PEERS = (
     Peer("dfuser"),
     Peer("minimal", read_only=True),
     Peer("passthroughfs"),
-    Peer("passthrough_ll"),
+    Peer("passthrough_ll", words=("-s",)),
 )
 
 
@@ -63,16 +75,35 @@ def command(peer: Peer, source: Path, target: Path) -> list[str]:
     Raises:
         Unavailable: something that it needs is not here.
     """
-    if peer.name == "minimal":
+    if peer.served_by == "minimal":
         return [sys.executable, str(MINIMAL_SERVER), str(target)]
-    if peer.name == "passthroughfs":
+    if peer.served_by == "passthroughfs":
         return [sys.executable, str(passthroughfs()), str(source), str(target)]
-    if peer.name == "passthrough_ll":
-        return [str(passthrough_ll()), "-f", "-s", "-o", f"source={source}", str(target)]
+    if peer.served_by == "passthrough_ll":
+        return [str(passthrough_ll()), "-f", *peer.words, "-o", f"source={source}", str(target)]
+    missing = [word for word in peer.needs if word not in mount_help()]
+    if missing:
+        raise Unavailable(f"dfuser mount has no {missing[0]}")
+    return [str(dfuser()), "mount", "-f", *peer.words, "tmpfs", str(target)]
+
+
+def dfuser() -> Path:
+    """The program of this environment.
+
+    Raises:
+        Unavailable: it is not installed.
+    """
     program = Path(sys.executable).with_name("dfuser")
     if not program.exists():
         raise Unavailable(f"{program} is not installed")
-    return [str(program), "mount", "-f", "tmpfs", str(target)]
+    return program
+
+
+@functools.cache
+def mount_help() -> str:
+    """What `dfuser mount --help` says: which options there are."""
+    asked = [str(dfuser()), "mount", "--help"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
 
 def passthroughfs() -> Path:
@@ -151,22 +182,44 @@ def served(peer: Peer, work: Path, host: Path) -> Iterator[tuple[Path, int | Non
     target = work / peer.name
     target.mkdir()
     log = work / f"{peer.name}.log"
+    # A session of its own: Ctrl-C is for whoever measures, who then unmounts.
     with log.open("wb") as out:
         server = subprocess.Popen(
-            command(peer, source, target), stdin=subprocess.DEVNULL, stdout=out, stderr=out
-        )
+            command(peer, source, target), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            start_new_session=True,
+        )  # fmt: skip
     try:
         _wait(server, target, log)
         yield target, server.pid
     finally:
-        subprocess.run(["fusermount3", "-u", str(target)], check=False, capture_output=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(20)
-        if server.poll() is None:
-            server.kill()
-            server.wait()
-        if os.path.ismount(target):
-            subprocess.run(["fusermount3", "-uz", str(target)], check=False, capture_output=True)
+        _end(peer, server, target)
+
+
+def _end(peer: Peer, server: subprocess.Popen[bytes], target: Path) -> None:
+    """Unmount, whatever state the server is in, and see its process off."""
+    if peer.served_by == "dfuser" and mounts_below(target):
+        _quietly(str(dfuser()), "umount", str(target))
+    for inner in reversed(mounts_below(target)):
+        _quietly("fusermount3", "-u", inner)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        server.wait(20)
+    if server.poll() is None:
+        server.kill()
+        server.wait()
+    for inner in reversed(mounts_below(target)):
+        _quietly("fusermount3", "-uz", inner)
+
+
+def _quietly(*command: str) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, check=False, capture_output=True, timeout=90)
+
+
+def mounts_below(path: Path) -> list[str]:
+    """What is mounted at a path and below it, the outer ones first."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    places = (line.split()[1] for line in lines)
+    return sorted(place for place in places if (place + "/").startswith(f"{path}/"))
 
 
 def _wait(server: subprocess.Popen[bytes], target: Path, log: Path) -> None:
