@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from dfuser.hw.clock import HostClock, VirtualClock
 from dfuser.libkern.ktr import Ktr
 from dfuser.libkern.log import MsgBuf
 from dfuser.lwkt.machine import Lwkt
+
+from .vtime import TimedDriver, timed_driver
 
 
 def make_lwkt(ncpu: int = 4, **kwargs: Any) -> Lwkt:
@@ -62,14 +65,23 @@ async def any_driver(request: pytest.FixtureRequest) -> AsyncIterator[Driver]:
         await machine.shutdown()
         assert not machine.threads
         return
-    machine = make_lwkt(clock=HostClock(), default_driver="task")
+    clock = HostClock()
+    machine = make_lwkt(clock=clock, default_driver="task")
     async with trio.open_nursery() as nursery:
-        await nursery.start(machine.clock.run)
+        await nursery.start(clock.run)
         await machine.start(nursery)
         yield Driver("task", machine)
         await machine.shutdown()
         assert not machine.threads
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(params=["coro", "task"])
+async def timed(request: pytest.FixtureRequest, rng: random.Random) -> AsyncIterator[TimedDriver]:
+    """Four CPUs on virtual time; all their threads on one driver, the primitives' own too."""
+    lwkt = make_lwkt(default_driver=request.param)
+    async with timed_driver(request.param, lwkt, rng) as driver:
+        yield driver
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""Every counter of a primitive, counted once more by somebody outside during a random run."""
+"""Every counter of a primitive, counted once more by somebody outside during a random run.
+
+Each test runs on both thread drivers: as coroutines in the order of the seed, and as trio tasks in
+whatever order trio wakes them. Time is virtual on both, so that it passes only where a test says.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +20,21 @@ from dfuser.lwkt import thread as _thread
 from dfuser.lwkt.callout import Callout, CallWheel, callout_statistics, callwheel
 from dfuser.lwkt.condvar import Cv
 from dfuser.lwkt.cpusync import Cpusync
-from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.serialize import LwktSerialize
 from dfuser.lwkt.synch import tsleep
 from dfuser.lwkt.taskqueue import Task, TaskQueue, TimeoutTask
-from dfuser.lwkt.thread import TDF, cpu_pause, lwkt_yield
+from dfuser.lwkt.thread import cpu_pause, lwkt_yield
 from dfuser.lwkt.token import Token
 from dfuser.lwkt.wait import LwktWait, lwkt_block, lwkt_signal
 
-from .vtime import clock_of, run_all, run_ticks
-
-SEEDS = pytest.mark.parametrize("seed", range(6))
-
-
-def noted(lwkt: Lwkt, master: str) -> Counter[str]:
-    """How often each point of a trace master has been noted."""
-    return Counter({p.name: c.count for p, c in lwkt.ktr.master(master).points.items()})
-
-
-def sleepers_on(lwkt: Lwkt, wmesg: str) -> int:
-    """Threads on a sleep queue with this wait message."""
-    return sum(td.wmesg == wmesg and bool(td.flags & TDF.TSLEEPQ) for td in lwkt.threads.values())
+from .observe import SEEDS, noted, sleepers_on
+from .vtime import TimedDriver, clock_of
 
 
 @SEEDS
-def test_cv(lwkt: Lwkt, seed: int) -> None:
+async def test_cv(timed: TimedDriver, rng: random.Random) -> None:
     """What if waits, time limits, signals and broadcasts mix: waiters, waits and both kinds?"""
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     lwkt.ktr.master("condvar").mask = -1
     cv = Cv("cvobs")
     did: Counter[str] = Counter()
@@ -52,7 +44,7 @@ def test_cv(lwkt: Lwkt, seed: int) -> None:
             for _ in range(rng.randrange(3)):
                 await cpu_pause()
             did["waits"] += 1
-            if rng.random() < 0.2:
+            if rng.random() < 0.4:
                 did["timeouts"] += await cv.timedwait(None, rng.randrange(1, 5)) == EWOULDBLOCK
             else:
                 await cv.wait(None)
@@ -66,11 +58,12 @@ def test_cv(lwkt: Lwkt, seed: int) -> None:
             await cpu_pause()
 
     for n in range(8):
-        lwkt.create(waiter, cpu=n % 4)
-    for _ in range(40):
-        for _ in range(3):
-            lwkt.create(waker, cpu=rng.randrange(4))
-        run_ticks(lwkt, rng.randrange(2), rng)
+        timed.create(waiter, cpu=n % 4)
+    for number in range(40):
+        quiet = number % 3 == 2  # nobody wakes: every limit passes
+        for _ in range(0 if quiet else 3):
+            timed.create(waker, cpu=rng.randrange(4))
+        await timed.ticks(5 if quiet else rng.randrange(2))
         stats = cv.statistics()
         assert stats.waiters == sleepers_on(lwkt, "cvobs") == did["waits"] - did["returned"]
         assert (stats.waits, stats.signals) == (did["waits"], did["signals"])
@@ -81,9 +74,11 @@ def test_cv(lwkt: Lwkt, seed: int) -> None:
 
 
 @SEEDS
-def test_serializer(lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_serializer(
+    timed: TimedDriver, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What if threads, tries, calls and a switched-off handler mix: all six counters?"""
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     slz = LwktSerialize()
     lwkt.ktr.master("slz").mask = -1
     did: Counter[str] = Counter()
@@ -126,8 +121,8 @@ def test_serializer(lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch) -> N
             lwkt.cpus[who % 4].interrupt(interrupt)
 
     for who in range(6):
-        lwkt.create(upper, who, cpu=who % 4)
-    lwkt.run_until_idle(rng=rng)
+        timed.create(upper, who, cpu=who % 4)
+    await timed.idle()
     stats = slz.statistics()
     did["dropped"] = did["asked"] + did["tried"] - did["calls"]
     for counter in ("enters", "sleeps", "tryfails", "calls", "kept", "dropped"):
@@ -138,9 +133,11 @@ def test_serializer(lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @SEEDS
-def test_callout_wheel(lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callout_wheel(
+    timed: TimedDriver, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What if callouts are armed, moved, stopped and come late: every counter of every wheel?"""
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     did: Counter[tuple[int, str]] = Counter()
     armed: dict[Callout, tuple[int, int]] = {}
     softtick = CallWheel.softtick
@@ -173,14 +170,14 @@ def test_callout_wheel(lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch) -
             assert c not in armed
         if rng.random() < 0.3:
             clock_of(lwkt).advance(rng.choice((1, 1, 2, 50)) * NSEC_PER_TICK)
-            lwkt.run_until_idle(rng=rng)
+            await timed.idle()
         for cpu in range(4):
             stats = callwheel(lwkt.cpus[cpu]).statistics()
             assert stats.pending == sum(home == cpu for home, _ in armed.values())
             for counter in ("resets", "fired", "stopped", "late", "late_ticks", "max_late"):
                 assert getattr(stats, counter) == did[cpu, counter], counter
             assert stats.alarms == did[cpu, "alarms"]
-    run_all(lwkt, rng)
+    await timed.all()
     every = callout_statistics(lwkt)
     assert every.pending == 0
     assert every.fired == sum(did[cpu, "fired"] for cpu in range(4)) > 50
@@ -190,18 +187,18 @@ def test_callout_wheel(lwkt: Lwkt, seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 
 @SEEDS
-def test_taskqueue(lwkt: Lwkt, seed: int) -> None:
+async def test_taskqueue(
+    timed: TimedDriver, rng: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What if tasks are enqueued now and later, coalesced, cancelled and run: every counter?"""
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     lwkt.ktr.master("taskqueue").mask = -1
     tq = TaskQueue(lwkt, "obs")
     did: Counter[str] = Counter()
     pending: Counter[int] = Counter()
-    timed: dict[int, int] = {}
+    due: dict[int, int] = {}
 
     async def work(number: int, count: int) -> None:
-        if number in timed and timed[number] <= lwkt.ticks:
-            expire(number)
         assert count == pending.pop(number)
         did["executed"] += 1
         did["running"] += 1
@@ -209,15 +206,18 @@ def test_taskqueue(lwkt: Lwkt, seed: int) -> None:
             await tsleep("work", 0, "work", rng.randrange(1, 4))
         did["running"] -= 1
 
-    def note_enqueue(number: int) -> None:
+    def note_enqueue(task: Task) -> None:
         did["enqueued"] += 1
-        did["coalesced"] += pending[number] > 0
-        pending[number] += 1
+        did["coalesced"] += pending[task.context] > 0
+        pending[task.context] += 1
 
-    def expire(number: int) -> None:
-        del timed[number]
-        note_enqueue(number)
+    def expire(task: TimeoutTask) -> None:
+        assert due.pop(task.context) == lwkt.ticks
+        note_enqueue(task)
+        timeout(task)
 
+    timeout = TimeoutTask._timeout
+    monkeypatch.setattr(TimeoutTask, "_timeout", expire)
     tasks = [TimeoutTask(work, n, n % 3) if n < 5 else Task(work, n, n % 3) for n in range(15)]
     tq.start_threads(3)
     for _ in range(300):
@@ -227,24 +227,20 @@ def test_taskqueue(lwkt: Lwkt, seed: int) -> None:
         if what < 0.2 and isinstance(task, TimeoutTask):
             ticks = rng.randrange(1, 6)
             tq.enqueue_timeout(task, ticks)
-            timed[number] = lwkt.ticks + ticks
+            due[number] = lwkt.ticks + ticks
         elif what < 0.6:
             tq.enqueue(task)
-            note_enqueue(number)
+            note_enqueue(task)
         elif what < 0.75:
             tq.cancel(task)
             did["cancelled"] += pending.pop(number, 0) > 0
         else:
             (tq.block if rng.random() < 0.5 else tq.unblock)()
         if rng.random() < 0.4:
-            clock_of(lwkt).advance(NSEC_PER_TICK)
-            # Softclock comes before the queue's threads, so what is due is enqueued first.
-            for late in [n for n, due in timed.items() if due <= lwkt.ticks]:
-                expire(late)
-            lwkt.run_until_idle()
+            await timed.ticks(1)
             stats = tq.statistics()
             assert stats.queued == sum(count > 0 for count in pending.values())
-            assert stats.callouts == len(timed)
+            assert stats.callouts == len(due)
             assert stats.threads == 3
             for counter in ("running", "enqueued", "coalesced", "executed", "cancelled"):
                 assert getattr(stats, counter) == did[counter], counter
@@ -253,9 +249,9 @@ def test_taskqueue(lwkt: Lwkt, seed: int) -> None:
 
 
 @SEEDS
-def test_cpusync(lwkt: Lwkt, seed: int) -> None:
+async def test_cpusync(timed: TimedDriver, rng: random.Random) -> None:
     """What if CPUs hold each other at random: is each synchronisation counted, none twice?"""
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     ipi = lwkt.ipiqs.ktr
     ipi.mask = -1
     did: Counter[str] = Counter()
@@ -278,8 +274,8 @@ def test_cpusync(lwkt: Lwkt, seed: int) -> None:
             await lwkt_yield()
 
     for home in range(4):
-        lwkt.create(master, home, cpu=home)
-    lwkt.run_until_idle(rng=rng, max_steps=100_000)
+        timed.create(master, home, cpu=home)
+    await timed.idle()
     trace = noted(lwkt, "ipiq")
     assert lwkt.ipiqs.statistics().cscount == did["counted"] == trace["sync_start"]
     assert trace["sync_end"] == did["counted"]
@@ -288,17 +284,17 @@ def test_cpusync(lwkt: Lwkt, seed: int) -> None:
 
 
 @SEEDS
-def test_lwkt_wait(lwkt: Lwkt, seed: int) -> None:
+async def test_lwkt_wait(timed: TimedDriver, rng: random.Random) -> None:
     """What if threads block with old and new generations and are signalled: all three counters?"""
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     lwkt.ktr.master("wait").mask = -1
     w = LwktWait()
     did: Counter[str] = Counter()
 
     async def waiter() -> None:
-        for _ in range(10):
+        for _ in range(20):
             gen = w.gen
-            for _ in range(rng.randrange(3)):
+            for _ in range(rng.randrange(6)):
                 await cpu_pause()
             stale = gen != w.gen
             did["stale" if stale else "blocked"] += 1
@@ -306,16 +302,16 @@ def test_lwkt_wait(lwkt: Lwkt, seed: int) -> None:
             did["woken"] += not stale
 
     async def signaller() -> None:
-        for _ in range(3):
+        for _ in range(rng.randrange(1, 12)):
             did["signals"] += 1
             lwkt_signal(w, rng.randrange(4))
             await cpu_pause()
 
     for n in range(8):
-        lwkt.create(waiter, cpu=n % 4)
+        timed.create(waiter, cpu=n % 4)
     for _ in range(60):
-        lwkt.create(signaller, cpu=rng.randrange(4))
-        lwkt.run_until_idle(rng=rng)
+        timed.create(signaller, cpu=rng.randrange(4))
+        await timed.idle()
         stats = w.statistics()
         assert stats.waiting == sleepers_on(lwkt, "obs") == did["blocked"] - did["woken"]
         assert stats.gen == stats.signals == did["signals"]
@@ -324,52 +320,51 @@ def test_lwkt_wait(lwkt: Lwkt, seed: int) -> None:
 
 
 @SEEDS
-def test_token(lwkt: Lwkt, seed: int) -> None:
+async def test_token(timed: TimedDriver, rng: random.Random) -> None:
     """What if tokens are taken in every mode: collisions, references, owner, request, at any time?
 
-    The outside observer knows who holds what because threads say so around every suspension.
+    The outside observer knows who holds what because threads say so around every suspension, and
+    because a thread that its CPU has elected again has got everything back before it runs.
     """
-    rng = random.Random(seed)
+    lwkt = timed.lwkt
     lwkt.ktr_tokens.mask = -1
     toks = [Token(lwkt, f"obs{n}") for n in range(3)]
     mine: dict[str, list[tuple[Token, bool]]] = {}
-    wanted: dict[str, list[Token]] = {}
+    wanted: dict[str, list[tuple[Token, bool]]] = {}
     did: Counter[str] = Counter()
 
-    async def away(who: str, what: Awaitable[object], *more: Token) -> None:
+    async def away(who: str, what: Awaitable[object], *more: tuple[Token, bool]) -> None:
         """The thread may suspend: meanwhile it holds nothing, and wants all back and ``more``."""
-        held = mine.pop(who)
-        wanted[who] = [*more, *(tok for tok, excl in held if excl)]
+        wanted[who] = [*mine.pop(who), *more]
         await what
-        del wanted[who]
-        mine[who] = held
+        mine[who] = wanted.pop(who)
 
     def check() -> None:
+        elected = [cpu.curthread.name for cpu in lwkt.cpus if cpu.curthread is not None]
+        holds = mine | {who: wanted[who] for who in elected if who in wanted}
+        asked = {tok for refs in wanted.values() for tok, excl in refs if excl}
         for tok in toks:
-            modes = [excl for held in mine.values() for t, excl in held if t is tok]
-            owners = {who for who, held in mine.items() if (tok, True) in held}
+            modes = [excl for held in holds.values() for t, excl in held if t is tok]
+            owners = {who for who, held in holds.items() if (tok, True) in held}
             stats = tok.statistics()
             assert stats.references == len(modes)
             assert stats.exclusive == any(modes)
             assert {stats.owner} - {""} == owners
-            assert not stats.exclreq or any(tok in w for w in wanted.values())
+            assert not stats.exclreq or tok in asked
         did["checks"] += 1
 
     async def take(who: str, tok: Token) -> None:
-        held = mine[who]
-        modes = [excl for t, excl in held if t is tok]
+        modes = [excl for t, excl in mine[who] if t is tok]
         shared = rng.random() < 0.5 or (bool(modes) and not any(modes))
         if rng.random() < 0.4:
-            got = tok.trytoken_shared() if shared else tok.trytoken()
-            did["refused"] += not got
-            if not got:
-                return
-        else:
-            if shared:
-                await away(who, tok.gettoken_shared())
+            if tok.trytoken_shared() if shared else tok.trytoken():
+                mine[who].append((tok, not shared))
             else:
-                await away(who, tok.gettoken(), tok)
-        held.append((tok, not shared))
+                did["refused"] += 1
+        elif shared:
+            await away(who, tok.gettoken_shared(), (tok, False))
+        else:
+            await away(who, tok.gettoken(), (tok, True))
 
     async def worker(number: int) -> None:
         who = f"w{number}"
@@ -386,8 +381,8 @@ def test_token(lwkt: Lwkt, seed: int) -> None:
                 mine[who].pop()[0].reltoken()
 
     for number in range(6):
-        lwkt.create(worker, number, name=f"w{number}", cpu=number % 4)
-    lwkt.run_until_idle(rng=rng)
+        timed.create(worker, number, name=f"w{number}", cpu=number % 4)
+    await timed.idle()
     trace = noted(lwkt, "tokens")
     stalls = lwkt.statistics().token_stalls
     assert (
