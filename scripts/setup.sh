@@ -5,8 +5,8 @@
 #   setup_for dev     that, the test tools, and the checkers
 #
 # Installs only Debian packages that are missing (nothing missing: no mirror is asked),
-# and touches .venv only when pyproject.toml or the Python changed. Leaves the shell in
-# the project's folder. Afterwards only $PY, the venv's Python, is used.
+# and touches .venv only when pyproject.toml, the Python or the place changed. Leaves the
+# shell in the project's folder. Afterwards only $PY, the venv's Python, is used.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 PY=.venv/bin/python
@@ -68,21 +68,30 @@ setup_packages() {
     say "could not install:$useful (the tests that use them will be skipped)"
 }
 
+make_venv() {
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "Python 3.11 or later is needed; python3 is $(python3 -V 2>&1)"
+    python3 -m venv --clear .venv || die "cannot make .venv"
+}
+
+# What .venv was made for; a copied or moved one would run the programs of the old place.
+made_for() { $PY -V 2>/dev/null && sha256sum <pyproject.toml && pwd; }
+
 setup_venv() {
-    local set=$1 groups=() stamp want
-    [ "$set" = run ] || groups=(--group "$set")
-    if ! $PY -c '' 2>/dev/null; then
-        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-            die "Python 3.11 or later is needed; python3 is $(python3 -V 2>&1)"
-        python3 -m venv --clear .venv || die "cannot make .venv"
-    fi
-    stamp=.venv/.dfuser-$set
-    want=$($PY -V; sha256sum <pyproject.toml)
-    [ "$(cat "$stamp" 2>/dev/null)" != "$want" ] || return 0
+    local set=$1 stamp=.venv/.dfuser-$1
+    [ ! -e "$stamp" ] || [ "$(cat "$stamp")" != "$(made_for)" ] || return 0
+    # None yet, its Python has gone, or its making was interrupted.
+    $PY -m pip --version >/dev/null 2>&1 || make_venv
     say "installing Python packages into .venv (a minute the first time)"
-    $PY -m pip install -q --upgrade 'pip>=25.1' || die "pip cannot be upgraded"
-    $PY -m pip install -q --editable . "${groups[@]}" || die "the packages cannot be installed"
-    printf '%s\n' "$want" >"$stamp"
+    if [ "$set" = run ]; then
+        $PY -m pip install -q --editable . || die "the Python packages cannot be installed"
+    else
+        # Debian 12's pip knows no dependency groups.
+        $PY -m pip install -q --upgrade 'pip>=25.1' || die "pip cannot be upgraded"
+        $PY -m pip install -q --editable . --group "$set" ||
+            die "the Python packages cannot be installed"
+    fi
+    made_for >"$stamp"
 }
 
 setup_for() {
