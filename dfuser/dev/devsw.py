@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from dfuser.libkern.errno import ENODEV, ENXIO, KError
+from dfuser.libkern.errno import ENODEV, ENOTTY, ENXIO, KError
 
 if TYPE_CHECKING:
     from dfuser.libkern.klist import Knote
@@ -50,11 +50,6 @@ POLLHUP: Final = 0x0010
 POLLNVAL: Final = 0x0020
 POLLRDNORM: Final = 0x0040
 POLLWRNORM: Final = POLLOUT
-
-# ioctls every device may know. Counterpart: sys/filio.h.
-FIONREAD: Final = 0x4004667F
-FIONBIO: Final = 0x8004667E
-FIOASYNC: Final = 0x8004667D
 
 
 class D:
@@ -102,9 +97,15 @@ class DevOps:
         """Take bytes; returns how many were taken."""
         raise KError(ENODEV)
 
-    def d_ioctl(self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred) -> bytes:
-        """Control the device; returns the bytes to copy out."""
-        raise KError(ENODEV)
+    def d_ioctl(
+        self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred, priv: Any = None
+    ) -> bytes:
+        """Control the device; returns the bytes to copy out. ``cmd`` is spelled as in `ioccom`.
+
+        ENOTTY for a number the driver does not know, and here for every one (noioctl says ENODEV,
+        which programs that only ask "is this a terminal" do not expect).
+        """
+        raise KError(ENOTTY)
 
     def d_poll(self, dev: Cdev, events: int, priv: Any) -> int:
         """Which of ``events`` (POLL*) would not block now. A plain device never blocks."""
@@ -141,7 +142,9 @@ class DeadDevOps(DevOps):
         """Refuse."""
         raise KError(ENXIO)
 
-    def d_ioctl(self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred) -> bytes:
+    def d_ioctl(
+        self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred, priv: Any = None
+    ) -> bytes:
         """Refuse."""
         raise KError(ENXIO)
 

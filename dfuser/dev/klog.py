@@ -32,7 +32,6 @@ from dfuser.lwkt.block import Block
 from dfuser.lwkt.synch import tsleep, wakeup
 
 from .devsw import (
-    FIONREAD,
     GID_WHEEL,
     IO_NDELAY,
     POLLIN,
@@ -42,6 +41,7 @@ from .devsw import (
     Cdev,
     DevOps,
 )
+from .ioccom import FIONBIO, FIONREAD
 
 if TYPE_CHECKING:
     from dfuser.libkern.klist import Knote
@@ -166,8 +166,12 @@ class LogOps(DevOps):
         self.bytes_read += len(data)
         return data
 
-    def d_ioctl(self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred) -> bytes:
-        """FIONREAD: how many bytes can be read now."""
+    def d_ioctl(
+        self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred, priv: Any = None
+    ) -> bytes:
+        """FIONREAD: how many bytes can be read now. FIONBIO: nothing, the open has the mode."""
+        if cmd == FIONBIO:
+            return b""
         if cmd != FIONREAD:
             raise KError(ENOTTY)
         ready = self.msgbuf.seq - max(self.seq, self.msgbuf.first_seq)

@@ -24,10 +24,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from dfuser.libkern.errno import ENODEV, ENOSPC, EPERM, KError
+from dfuser.libkern.errno import ENODEV, ENOSPC, ENOTTY, EPERM, KError
 from dfuser.libkern.sysctl import LONG, RD, Sysctl
 
 from .devsw import GID_WHEEL, UID_ROOT, Buffer, Cdev, D, DevOps
+from .ioccom import FIOASYNC
 
 if TYPE_CHECKING:
     from dfuser.libkern.ucred import Ucred
@@ -125,6 +126,17 @@ class MemOps(DevOps):
         if minor in (MINOR_RANDOM, MINOR_URANDOM):
             raise KError(EPERM)
         raise KError(ENODEV)
+
+    def d_ioctl(
+        self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred, priv: Any = None
+    ) -> bytes:
+        """The random devices accept FIOASYNC and do nothing about it. Counterpart: random_ioctl.
+
+        The interrupts that stir the pool (MEM_SETIRQ and its sisters) are the host's: ENOTTY.
+        """
+        if cmd == FIOASYNC and dev.uminor in (MINOR_RANDOM, MINOR_URANDOM):
+            return b""
+        raise KError(ENOTTY)
 
     def statistics(self) -> MemStatistics:
         """Counters since boot."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dfuser.dev.devsw import POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM
 from dfuser.libkern.errno import EBADF, EIO, ENXIO, KError
 
 from .vop import Buffer, VnodeOps
@@ -63,9 +64,21 @@ class DeadOps(VnodeOps):
         """EIO."""
         raise KError(EIO)
 
-    def vop_ioctl(self, vp: Vnode, command: int, data: Buffer, fflag: int, cred: Ucred) -> bytes:
+    def vop_ioctl(
+        self,
+        vp: Vnode,
+        command: int,
+        data: Buffer,
+        fflag: int,
+        cred: Ucred,
+        fdata: Any = None,
+    ) -> bytes:
         """EBADF."""
         raise KError(EBADF)
+
+    def vop_poll(self, vp: Vnode, events: int, cred: Ucred, fdata: Any = None) -> int:
+        """Ready, so that a waiter comes and finds the error."""
+        return events & (POLLIN | POLLOUT | POLLRDNORM) | POLLERR | POLLHUP
 
     def vop_kqfilter(self, vp: Vnode, knote: Any) -> None:
         """EBADF."""
@@ -101,6 +114,16 @@ class DeadOps(VnodeOps):
         """EBADF."""
         raise KError(EBADF)
 
+    def vop_seek(self, vp: Vnode, offset: int, hole: bool) -> int:
+        """EBADF."""
+        raise KError(EBADF)
+
+    def vop_copyrange(
+        self, fvp: Vnode, foff: int, tvp: Vnode, toff: int, length: int, cred: Ucred
+    ) -> int:
+        """EBADF."""
+        raise KError(EBADF)
+
     def vop_getextattr(self, vp: Vnode, namespace: int, name: bytes, cred: Ucred) -> bytes:
         """EBADF."""
         raise KError(EBADF)
@@ -133,6 +156,10 @@ class DeadOps(VnodeOps):
 
     vop_nmkdir = vop_ncreate
     vop_nmknod = vop_ncreate
+
+    def vop_ntmpfile(self, dvp: Vnode, vap: Vattr, cred: Ucred) -> Vnode:
+        """EBADF."""
+        raise KError(EBADF)
 
     def vop_nlink(self, dvp: Vnode, ncp: NamecacheEntry, vp: Vnode, cred: Ucred) -> None:
         """EBADF."""

@@ -73,7 +73,7 @@ _START: Final = attrgetter("start")
 class LockOwner(Protocol):
     """What a lock must know of its owner; compared by identity.
 
-    ``pid`` is -1 for the open file that owns an flock. ``locks`` is None where record
+    ``pid`` is -1 for an open file whose process nobody knows. ``locks`` is None where record
     locks are not counted (the kernel itself).
     """
 
@@ -284,6 +284,21 @@ class Lockf:
         pid = held.owner.pid if held.owner is not None and held.flags & F_POSIX else -1
         return Flock(held.type, held.start, length, SEEK_SET, pid)
 
+    def held_by(self, owner: Any) -> bool:
+        """Whether an owner has any lock here."""
+        return any(r.owner is owner for r in self.ranges)
+
+    def purge(self) -> None:
+        """Drop every lock, for a file that its file system no longer stands behind.
+
+        Counts are given back and whoever waits tries again, and finds the dead file.
+        """
+        for held in self.ranges:
+            if held.flags & F_POSIX and held.owner.locks is not None:
+                held.owner.locks.change(held.owner, -1)
+        self.ranges = []
+        self._wakeup(0, OFF_MAX)
+
     def _deadlocks(self, held: LockfRange, flags: int) -> bool:
         """Whether the owner in the way is itself waiting on this file."""
         return bool(flags & F_POSIX) and any(b.owner is held.owner for b in self.blocked)
@@ -369,7 +384,7 @@ class _Waiter:
     ) -> None:
         self._lockf = lockf
         self._flags = flags
-        self._request = LockfRange(owner, type_, 0, start, end)
+        self._request = LockfRange(owner, type_, flags & ~F_WAIT, start, end)
 
     async def wait(self) -> int:
         """Sleep in the blocked list until a lock in the range is released or lowered.

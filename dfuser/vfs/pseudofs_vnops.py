@@ -32,6 +32,7 @@ from dfuser.libkern.stat import DT_DIR
 from dfuser.libkern.ucred import Ucred
 
 from .access import vaccess
+from .lockf import Flock, LockOwner, lf_advlock
 from .mount import VfsOps
 from .mountflags import MNT, MNTK
 from .ownattrs import OwnAttrs
@@ -204,6 +205,10 @@ class PfsOps(OwnAttrs):
     def extattrs(self, vp: Vnode) -> Mapping[bytes, bytes]:
         """What the node tells of itself."""
         return self.node(vp).extattrs()
+
+    def vop_advlock(self, vp: Vnode, owner: LockOwner, op: int, fl: Flock, flags: int) -> Any:
+        """Advisory locks; the end of a text that is made when it is read counts as 0."""
+        return lf_advlock(vp, owner, op, fl, flags, 0)
 
     # --- names -------------------------------------------------------------------------------
 

@@ -34,6 +34,10 @@ class VfsOps:
     Counterpart: struct vfsops (sys/mount.h).
     """
 
+    #: Whether files can be read and written without having been opened: an open keeps nothing here
+    #: and refuses nothing that the file's permissions do not. A host may then leave opens out.
+    stateless = False
+
     def vfs_mount(self, mp: Mount, source: str, options: dict[str, str], cred: Ucred) -> None:
         """Bring the file system up, or with MNT.UPDATE in ``mp.flag`` change how it is mounted.
 

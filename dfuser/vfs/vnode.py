@@ -90,6 +90,9 @@ class V:
     FINALIZE: Final = 0x00002000
     """Deactivate on the last rele. Counterpart: VREF_FINALIZE."""
     LASTWRITETS: Final = 0x00004000
+    LINKABLE: Final = 0x00008000
+    """A file made without a name that may still be given its first. Counterpart: none (I_LINKABLE
+    of the host)."""
 
 
 class _Link:

@@ -293,6 +293,8 @@ class VnodeTable:
             mount.vnodes.pop(vp, None)
         if vp.klist is not None:
             vp.klist.knote(NOTE_REVOKE)
+        if vp.lockf is not None:
+            vp.lockf.purge()
         if self.verbose_reclaims:
             vfs.msgbuf.kprintf(f"reclaim vnode ino {vp.ino}\n")
         vp.type = VType.VBAD

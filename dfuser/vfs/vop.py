@@ -26,10 +26,12 @@ from dfuser.libkern.errno import (
     EINVAL,
     ENOATTR,
     ENOTTY,
+    ENXIO,
     EOPNOTSUPP,
     KError,
 )
 from dfuser.libkern.param import LINK_MAX, MAXPATHLEN, NAME_MAX
+from dfuser.libkern.stat import VType
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +56,11 @@ EXTATTR_REPLACE: Final = 2
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
+
+#: Modes of vop_allocate, valued as the host's fallocate(2).
+FALLOC_KEEP_SIZE: Final = 0x01
+FALLOC_PUNCH_HOLE: Final = 0x02
+FALLOC_ZERO_RANGE: Final = 0x10
 
 #: waitfor of vop_fsync and vfs_sync. Counterpart: MNT_WAIT ... (sys/mount.h).
 MNT_WAIT: Final = 1
@@ -135,8 +142,19 @@ class VnodeOps:
         """Write ``data``; returns how much was taken. IO.APPEND ignores ``offset``."""
         raise KError(EOPNOTSUPP)
 
-    def vop_ioctl(self, vp: Vnode, command: int, data: Buffer, fflag: int, cred: Ucred) -> bytes:
-        """Device or file system control; returns the bytes to copy out."""
+    def vop_ioctl(
+        self,
+        vp: Vnode,
+        command: int,
+        data: Buffer,
+        fflag: int,
+        cred: Ucred,
+        fdata: Any = None,
+    ) -> bytes:
+        """Device or file system control; returns the bytes to copy out, ENOTTY if unknown.
+
+        ``command`` is spelled as DragonFly spells it (`ioccom`).
+        """
         raise KError(ENOTTY)
 
     def vop_poll(self, vp: Vnode, events: int, cred: Ucred, fdata: Any = None) -> int:
@@ -210,12 +228,30 @@ class VnodeOps:
         raise KError(EINVAL)
 
     def vop_allocate(self, vp: Vnode, offset: int, length: int, mode: int, cred: Ucred) -> None:
-        """Allocate, punch or zero a range (fallocate of the host)."""
+        """Allocate, punch or zero a range (FALLOC_*); all or nothing."""
         raise KError(EOPNOTSUPP)
 
     def vop_seek(self, vp: Vnode, offset: int, hole: bool) -> int:
-        """Next data (or hole) at or after ``offset``; ENXIO past the end."""
-        raise KError(EINVAL)
+        """Next data (or hole) at or after ``offset``; ENXIO at or past the end.
+
+        The default is a file without holes: all is data, and the end is a hole.
+        """
+        if vp.type is not VType.VREG:
+            raise KError(EINVAL)
+        size = vp.ops.use.vop_getattr(vp).size or 0
+        if not 0 <= offset < size:
+            raise KError(ENXIO)
+        return size if hole else offset
+
+    def vop_copyrange(
+        self, fvp: Vnode, foff: int, tvp: Vnode, toff: int, length: int, cred: Ucred
+    ) -> int:
+        """Copy a range of ``fvp`` into ``tvp``, whose file system is asked; returns how much.
+
+        Ends short where the source ends and, once something was copied, at an error. EOPNOTSUPP
+        makes the caller copy by reading and writing.
+        """
+        raise KError(EOPNOTSUPP)
 
     def vop_getpages(self, vp: Vnode, offset: int, count: int) -> None:
         """Bring pages of the vnode's object in."""
@@ -271,6 +307,15 @@ class VnodeOps:
 
     def vop_nmkdir(self, dvp: Vnode, ncp: NamecacheEntry, vap: Vattr, cred: Ucred) -> Vnode:
         """Create a directory; returns its vnode, referenced."""
+        raise KError(EOPNOTSUPP)
+
+    def vop_ntmpfile(self, dvp: Vnode, vap: Vattr, cred: Ucred) -> Vnode:
+        """Create a regular file without a name in ``dvp``'s file system; its vnode, referenced.
+
+        Owner, group, mode and lists are those a file made in ``dvp`` would get. The link count is
+        0 and FINALIZE is set: the file goes with its last reference, unless vop_nlink gives it a
+        name before (allowed while the vnode is V.LINKABLE). Counterpart: O_TMPFILE of the host.
+        """
         raise KError(EOPNOTSUPP)
 
     def vop_nmknod(self, dvp: Vnode, ncp: NamecacheEntry, vap: Vattr, cred: Ucred) -> Vnode:

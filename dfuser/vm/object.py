@@ -11,7 +11,10 @@ Rules:
   file shows zeroes.
 - Reading never allocates.
 - Objects of kind DEFAULT and SWAP have the only copy of their data: all their pages are
-  valid and dirty. For a VNODE object the dirty bits say what the pager must write, and the
+  valid and dirty, but for those that are only *reserved* (``populate``, ``zero_range``):
+  valid, clean and zero. A reserved page is there, so writing it cannot fail, and it is
+  still a hole to whoever looks for data. A write makes it dirty.
+- For a VNODE object the dirty bits say what the pager must write, and the
   pager makes a range valid before it is read or partly written here.
 - An object knows nothing of waiting. Whoever starts I/O on its pages keeps others away.
 
@@ -43,6 +46,7 @@ from dfuser.vm.pagemap import (
     ObjType,
     PageMap,
 )
+from dfuser.vm.pagestate import VM_PAGE_BITS_ALL
 
 __all__ = [
     "OBJT_DEAD",
@@ -57,6 +61,8 @@ __all__ = [
 
 OFF_MAX: Final = (1 << 63) - 1
 """Largest size of an object, the largest off_t."""
+
+_ALL_DIRTY: Final = bytes([VM_PAGE_BITS_ALL]) * (RUN_MASK + 1)
 
 Data = bytes | bytearray | memoryview
 
@@ -245,6 +251,8 @@ class VmObject(PageMap):
             start = self._address(offset, size)
             if start >= 0:
                 self.pages.mem[start : start + size] = data
+                if self.reserved:
+                    self._written(start, size)
                 if offset + size > self.size:
                     self.size = offset + size
                 return size
@@ -268,6 +276,9 @@ class VmObject(PageMap):
             for address, length in extents:
                 mem[address : address + length] = source[pos : pos + length]
                 pos += length
+        if self.reserved:
+            for address, length in extents:
+                self._written(address, length)
         if self.kind is OBJT_VNODE:
             self._set_dirty(offset, end)
         if end > self.size:
@@ -283,6 +294,11 @@ class VmObject(PageMap):
             raise KError(EFBIG)
         return offset + size
 
+    def _written(self, address: int, size: int) -> None:
+        """Pages that may have been reserved only hold data now."""
+        first, stop = address >> PAGE_SHIFT, (address + size + PAGE_MASK) >> PAGE_SHIFT
+        self.pages.dirty[first:stop] = _ALL_DIRTY[:1] * (stop - first)
+
     def _set_dirty(self, offset: int, end: int) -> None:
         """Mark a resident range valid and dirty."""
         while offset < end:
@@ -293,6 +309,8 @@ class VmObject(PageMap):
 
     def populate(self, offset: int, size: int) -> None:
         """Give a range all its pages, so that writing it cannot fail; size stays.
+
+        New pages are zero and reserved; runs of 64 KiB are taken where there are some.
 
         Raises:
             KError: ENOMEM, EFBIG or EINVAL; the object is as before.
@@ -306,11 +324,13 @@ class VmObject(PageMap):
     def truncate(self, size: int) -> None:
         """Set the size: pages beyond it are freed, growth is a hole.
 
+        Pages reserved beyond the end go also when the size stays what it is; growth keeps them.
+
         Raises:
             KError: EINVAL (negative) or EFBIG (beyond 2**63 - 1).
         """
         self._check_range(size, 0)
-        if size < self.size:
+        if size <= self.size:
             self._free_pages(size + PAGE_MASK >> PAGE_SHIFT)
             self._zero_bytes(size, min(self.size, size + (-size & PAGE_MASK)))
         self.size = size
@@ -318,10 +338,30 @@ class VmObject(PageMap):
     def zero_range(self, offset: int, size: int) -> None:
         """Make a range read as zero, keeping its pages and adding none; size stays.
 
+        What is left of whole pages is a reservation.
+
         Raises:
             KError: EINVAL or EFBIG.
         """
-        self._zero_bytes(offset, min(self._check_range(offset, size), self.size))
+        end = min(self._check_range(offset, size), self.size)
+        self._zero_bytes(offset, end)
+        if self.kind is not OBJT_VNODE:
+            stop = end if end < self.size else end + PAGE_MASK
+            self._set_reserved(offset + PAGE_MASK >> PAGE_SHIFT, stop >> PAGE_SHIFT)
+
+    def _set_reserved(self, first: int, stop: int) -> None:
+        """Pages first to stop hold nothing but zeroes: they are reserved only."""
+        if first >= stop:
+            return
+        dirty = self.pages.dirty
+        for number in self._numbers(first >> RUN_SHIFT, stop - 1 >> RUN_SHIFT):
+            base = number << RUN_SHIFT
+            low, high = max(first, base), min(stop, base + RUN_MASK + 1)
+            for address, length in self._extents(low << PAGE_SHIFT, high << PAGE_SHIFT):
+                if address >= 0:
+                    frame, count = address >> PAGE_SHIFT, length >> PAGE_SHIFT
+                    dirty[frame : frame + count] = bytes(count)
+                    self.reserved = True
 
     def punch(self, offset: int, size: int) -> None:
         """Make a range a hole: whole pages are freed, the edges zeroed; size stays.
@@ -348,7 +388,7 @@ class VmObject(PageMap):
             start = max(offset, base)
             stop = min(end, base + CHUNK_SIZE)
             for address, length in self._extents(start, stop):
-                if address >= 0:
+                if address >= 0 and not self._clean(address, length):
                     mem[address : address + length] = ZEROES[:length]
             if self.kind is OBJT_VNODE:
                 self._set_dirty_resident(start, stop)
@@ -363,7 +403,7 @@ class VmObject(PageMap):
     # Looking for data, copying.
 
     def seek_data(self, offset: int) -> int:
-        """The first offset from here on that has a page.
+        """The first offset from here on that has a page which is not only reserved.
 
         Raises:
             KError: ENXIO, there is none before the end; EINVAL, a negative offset.
@@ -376,13 +416,20 @@ class VmObject(PageMap):
         pindex = offset >> PAGE_SHIFT
         for number in self._numbers(pindex >> RUN_SHIFT, last >> RUN_SHIFT):
             base = number << RUN_SHIFT
+            chunk = self._get(number)
+            if (
+                isinstance(chunk, int)
+                and chunk >= 0
+                and self._clean(chunk << PAGE_SHIFT, CHUNK_SIZE)
+            ):
+                continue
             for i in range(max(pindex, base), min(last, base + RUN_MASK) + 1):
-                if self.vm_page_lookup(i) >= 0:
+                if self._has_data(i):
                     return max(offset, i << PAGE_SHIFT)
         raise KError(ENXIO)
 
     def seek_hole(self, offset: int) -> int:
-        """The first offset from here on that has no page; the end counts as a hole.
+        """The first offset from here on that has no page, or a reserved one; or the end.
 
         Raises:
             KError: ENXIO, the offset is not before the end; EINVAL, a negative offset.
@@ -395,16 +442,35 @@ class VmObject(PageMap):
         last = self.size - 1 >> PAGE_SHIFT
         while pindex <= last:
             chunk = self._get(pindex >> RUN_SHIFT)
-            if isinstance(chunk, int) and chunk >= 0:
+            if isinstance(chunk, int) and chunk >= 0 and self._dirty_run(chunk):
                 pindex = (pindex | RUN_MASK) + 1
-            elif self.vm_page_lookup(pindex) >= 0:
+            elif self._has_data(pindex):
                 pindex += 1
             else:
                 return max(offset, pindex << PAGE_SHIFT)
         return self.size
 
+    def _has_data(self, pindex: int) -> bool:
+        """Whether a page is there and not only reserved."""
+        frame = self.vm_page_lookup(pindex)
+        return frame >= 0 and (not self.reserved or bool(self.pages.dirty[frame]))
+
+    def _clean(self, address: int, size: int) -> bool:
+        """Whether all pages of a range in memory are only reserved."""
+        if not self.reserved:
+            return False
+        first, stop = address >> PAGE_SHIFT, (address + size + PAGE_MASK) >> PAGE_SHIFT
+        return not self.pages.dirty[first:stop].strip(b"\0")
+
+    def _dirty_run(self, frame: int) -> bool:
+        """Whether no page of a run is only reserved."""
+        dirty = self.pages.dirty
+        return not self.reserved or dirty[frame : frame + RUN_MASK + 1] == _ALL_DIRTY
+
     def copy_range(self, offset: int, dst: VmObject, dst_offset: int, size: int) -> int:
         """Copy a range to another place, keeping its holes; all or nothing.
+
+        Pages that are only reserved are copied as the zeroes they hold.
 
         Returns:
             Bytes copied; fewer than size where this object ends.

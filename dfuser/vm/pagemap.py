@@ -97,14 +97,16 @@ class PageMap:
         kind: what backs it; DEAD once destroyed.
         pages: where its pages come from.
         resident_page_count: pages it has.
+        reserved: whether some pages may be there that nobody has written (see object.py).
     """
 
-    __slots__ = ("_chunk0", "_chunks", "kind", "pages", "resident_page_count")
+    __slots__ = ("_chunk0", "_chunks", "kind", "pages", "reserved", "resident_page_count")
 
     def __init__(self, pages: VmPages, kind: ObjType) -> None:
         self.pages = pages
         self.kind = kind
         self.resident_page_count = 0
+        self.reserved = False
         self._chunk0: Chunk | None = None
         self._chunks: ChunkTable | None = None
 
@@ -200,7 +202,8 @@ class PageMap:
     def _allocate(self, offset: int, end: int, data: int, data_end: int) -> None:
         """Make every page of [offset, end) resident, all or nothing.
 
-        Bytes inside [data, data_end) are about to be overwritten and need no zeroing.
+        Bytes inside [data, data_end) are about to be overwritten and need no zeroing. If that is
+        empty, the pages are only reserved: valid and clean, unless a pager stands behind them.
 
         Raises:
             KError: ENOMEM; nothing changed.
@@ -220,12 +223,14 @@ class PageMap:
             missing = self._missing(first, last)
         if not missing:
             return
+        written = data < data_end
+        run, run_end = (data, data_end) if written else (offset, end)
         for number in range(first >> RUN_SHIFT, (last >> RUN_SHIFT) + 1):
             base = number << RUN_SHIFT
             low = max(first - base, 0)
             high = min(last - base, RUN_MASK)
-            whole = data <= base << PAGE_SHIFT and base + RUN_PAGES << PAGE_SHIFT <= data_end
-            if not (whole and self._get(number) is None and self._fill_run(number)):
+            whole = run <= base << PAGE_SHIFT and base + RUN_PAGES << PAGE_SHIFT <= run_end
+            if not (whole and self._get(number) is None and self._fill_run(number, written)):
                 self._fill_pages(number, low, high, data, data_end)
 
     def _missing(self, first: int, last: int) -> int:
@@ -245,15 +250,21 @@ class PageMap:
                 present += low == 0
         return last - first + 1 - present
 
-    def _fill_run(self, number: int) -> bool:
-        """Make a run of an absent chunk that will be overwritten whole, if there is one."""
+    def _fill_run(self, number: int, written: bool) -> bool:
+        """Make a run of an absent chunk that will be overwritten whole, if there is one.
+
+        If it is not ``written`` but only reserved, it is zeroed.
+        """
         pages = self.pages
-        frame = pages.alloc_run(self, number << RUN_SHIFT, req=VM_ALLOC_INTERRUPT)
+        frame = pages.alloc_run(self, number << RUN_SHIFT, zero=not written, req=VM_ALLOC_INTERRUPT)
         if frame is None:
             return False
         if self.kind is not OBJT_VNODE:
             pages.valid[frame : frame + RUN_PAGES] = _ALL_BITS
-            pages.dirty[frame : frame + RUN_PAGES] = _ALL_BITS
+            if written:
+                pages.dirty[frame : frame + RUN_PAGES] = _ALL_BITS
+            else:
+                self.reserved = True
         self.resident_page_count += RUN_PAGES
         self._set(number, frame)
         return True
@@ -285,7 +296,11 @@ class PageMap:
             req=VM_ALLOC_INTERRUPT,
         )
         if self.kind is not OBJT_VNODE:
-            pages.valid[frame] = pages.dirty[frame] = VM_PAGE_BITS_ALL
+            pages.valid[frame] = VM_PAGE_BITS_ALL
+            if data < data_end:
+                pages.dirty[frame] = VM_PAGE_BITS_ALL
+            else:
+                self.reserved = True
         self.resident_page_count += 1
         return frame
 
@@ -296,6 +311,8 @@ class PageMap:
         for number in self._numbers(first >> RUN_SHIFT, last >> RUN_SHIFT):
             base = number << RUN_SHIFT
             self._free_in_chunk(number, max(first - base, 0), min(last - base, RUN_MASK))
+        if not self.resident_page_count:
+            self.reserved = False
 
     def _free_in_chunk(self, number: int, low: int, high: int) -> None:
         """Free pages low to high of a chunk that exists."""

@@ -13,7 +13,7 @@ from dfuser.vfs.nullfs.vfsops import NullVfsOps
 from dfuser.vfs.tmpfs.vfsops import TmpfsVfsOps
 from dfuser.vfs.vfs import Vfs
 from dfuser.vm.page import VmPages
-from tests.conform import vnode_attrs, vnode_ops
+from tests.conform import vnode_attrs, vnode_ops, vnode_ranges
 from tests.conform.world import ROOT, Case, World
 
 Maker = Callable[[Vfs], World]
@@ -60,7 +60,7 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     physmem.close()
 
 
-CASES = [*vnode_ops.CASES, *vnode_attrs.CASES]
+CASES = [*vnode_ops.CASES, *vnode_attrs.CASES, *vnode_ranges.CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

@@ -18,10 +18,12 @@ the vnode if that comes first.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dfuser.dev.devsw import IO_NDELAY
+from dfuser.dev.devsw import IO_NDELAY, D
+from dfuser.dev.ioccom import FIODTYPE
 from dfuser.libkern.errno import (
     EBADF,
     EINVAL,
@@ -41,6 +43,7 @@ from dfuser.libkern.param import DEV_BSIZE, MAXPATHLEN
 from dfuser.libkern.stat import ALLPERMS, DT_DIR, VType
 
 from ..access import helper_chmod, helper_chown, vaccess
+from ..lockf import Flock, LockOwner, lf_advlock
 from ..mount import VfsOps
 from ..mountflags import MNT, MNTK
 from ..ownattrs import OwnAttrs
@@ -139,7 +142,7 @@ class DevfsOps(OwnAttrs):
             fileid=node.ino,
             fsid=self.fs.mp.fsid,
             blocksize=DEV_BSIZE,
-            btime=node.ctime,
+            btime=node.btime,
         )
 
     def vop_setattr(self, vp: Vnode, vap: Vattr, cred: Ucred) -> None:
@@ -179,6 +182,10 @@ class DevfsOps(OwnAttrs):
             b"dfuser.type": b"chr",
             b"dfuser.rdev": f"{dev.umajor}:{dev.uminor}".encode(),
         }
+
+    def vop_advlock(self, vp: Vnode, owner: LockOwner, op: int, fl: Flock, flags: int) -> Any:
+        """Advisory locks on the node; a device has no end. Counterpart: devfs_spec_advlock."""
+        return lf_advlock(vp, owner, op, fl, flags, 0)
 
     # --- names -------------------------------------------------------------------------------
 
@@ -394,12 +401,21 @@ class DevfsSpecOps(DevfsOps):
             vp.attr_changed()
         return taken
 
-    def vop_ioctl(self, vp: Vnode, command: int, data: Buffer, fflag: int, cred: Ucred) -> bytes:
-        """Ask the device."""
-        dev = self.node(vp).dev
-        if dev is None:
-            raise KError(ENXIO)
-        return dev.ops.d_ioctl(dev, command, data, fflag, cred)
+    def vop_ioctl(
+        self,
+        vp: Vnode,
+        command: int,
+        data: Buffer,
+        fflag: int,
+        cred: Ucred,
+        fdata: Any = None,
+    ) -> bytes:
+        """Ask the device of this open; FIODTYPE is answered for all. Counterpart: vn_ioctl too."""
+        own = self._open(fdata)
+        dev = own.dev
+        if command == FIODTYPE and not dev.dead:
+            return struct.pack("=i", dev.ops.flags & D.TYPEMASK)
+        return dev.ops.d_ioctl(dev, command, data, fflag, cred, own.priv)
 
     def vop_poll(self, vp: Vnode, events: int, cred: Ucred, fdata: Any = None) -> int:
         """Ask the device."""

@@ -77,6 +77,7 @@ class DevfsNode:
 
     __slots__ = (
         "atime",
+        "btime",
         "children",
         "cookie",
         "cookie_jar",
@@ -117,7 +118,7 @@ class DevfsNode:
         self.mode = DEFAULT_MODE
         self.uid = 0
         self.gid = 0
-        self.atime = self.mtime = self.ctime = now
+        self.atime = self.mtime = self.ctime = self.btime = now
         self.vp: Vnode | None = None
         #: Hands events of the device on to the watchers of the vnode.
         self.note: Knote | None = None

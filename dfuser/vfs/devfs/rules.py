@@ -21,10 +21,11 @@ star stood for is added to the link's name. The node ``devfs`` itself can never 
 can always be changed.
 
 Counterpart: vfs/devfs/devfs_rules.c, sys/devfs_rules.h, devfsctl(8).
-Differs from DragonFly: text instead of ioctls, because a host program cannot send these; so
-/dev/devfs may be opened for reading or writing alone (there EPERM). LINK does not apply to links,
-which there makes links of links without end. HIDE does not apply to what users have made. The list
-is limited.
+Differs from DragonFly: text besides ioctls (ruleioctl.py); so /dev/devfs may be opened for reading
+or writing alone (there EPERM), and an ioctl needs an open for writing. Rules without a command, and
+by-type rules without a type, are EINVAL (there they are kept and never do anything). LINK does not
+apply to links, which there makes links of links without end. HIDE does not apply to what users have
+made. The list is limited.
 Token and lock order: takes none.
 Invariants: rules are immutable; the order is that of adding.
 """
@@ -37,12 +38,22 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dfuser.dev.devsw import GID_WHEEL, UID_ROOT, Buffer, Cdev, D, DevOps
-from dfuser.libkern.errno import EINVAL, ENODEV, ENOSPC, KError
-from dfuser.libkern.fcntl import O_NONBLOCK
+from dfuser.libkern.errno import EINVAL, ENODEV, ENOSPC, ENOTTY, EPERM, KError
+from dfuser.libkern.fcntl import FWRITE, O_NONBLOCK
 from dfuser.libkern.stat import ALLPERMS, VType
 from dfuser.libkern.sysctl import INT, RD, RW, Sysctl
 
 from .node import DEVFS, DevfsNode
+from .ruleioctl import (
+    DEVFS_RULE_ADD,
+    DEVFS_RULE_APPLY,
+    DEVFS_RULE_CLEAR,
+    DEVFS_RULE_JAIL,
+    DEVFS_RULE_NAME,
+    DEVFS_RULE_RESET,
+    DEVFS_RULE_TYPE,
+    RuleIoctl,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,9 +275,57 @@ class DevfsRules:
             raise KError(EINVAL, f"unknown devfs command {text[:40]!r}")
         self.commands += 1
 
+    def ioctl(self, command: int, data: Buffer) -> bytes:
+        """Obey one ioctl. Counterpart: devfs_dev_ioctl, devfs_rule_alloc.
+
+        Returns:
+            The structure as it came: its numbers say that it goes both ways.
+
+        Raises:
+            KError: ENOTTY, another number; EINVAL; ENOSPC, there are too many rules.
+        """
+        orders = {
+            DEVFS_RULE_APPLY: self.apply,
+            DEVFS_RULE_CLEAR: self.clear,
+            DEVFS_RULE_RESET: self.reset,
+        }
+        if command != DEVFS_RULE_ADD and command not in orders:
+            raise KError(ENOTTY)
+        record = RuleIoctl.unpack(data)
+        if command == DEVFS_RULE_ADD:
+            self.insert(rule_of(record))
+        else:
+            orders[command](_text(record.mntpoint))
+        self.commands += 1
+        return bytes(data)
+
     def statistics(self) -> RulesStatistics:
         """Size now and counters since boot."""
         return RulesStatistics(len(self._rules), len(self.mounts), self.matched, self.commands)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def rule_of(record: RuleIoctl) -> DevfsRule:
+    """A rule from the structure of an ioctl. Raises KError EINVAL."""
+    by_name = bool(record.rule_type & DEVFS_RULE_NAME)
+    by_type = bool(record.rule_type & DEVFS_RULE_TYPE)
+    if (by_name and not record.name) or (by_type and record.dev_type not in _TYPES.values()):
+        raise KError(EINVAL, "a rule by name or type needs one")
+    perm = record.cmd == "perm"
+    return DevfsRule(
+        cmd=record.cmd,
+        mntpoint=_text(record.mntpoint),
+        jail=bool(record.rule_type & DEVFS_RULE_JAIL),
+        name=_text(record.name) if by_name else "",
+        dev_type=record.dev_type if by_type else 0,
+        linkname=_text(record.linkname) if record.cmd == "link" else "",
+        mode=record.mode & ALLPERMS if perm else 0,
+        uid=record.uid if perm else 0,
+        gid=record.gid if perm else 0,
+    )
 
 
 def parse_rule(words: list[str]) -> DevfsRule:
@@ -339,3 +398,11 @@ class DevfsDevOps(DevOps):
             raise KError(EINVAL, "one write is one command of one line")
         self.rules.command(text)
         return len(data)
+
+    def d_ioctl(
+        self, dev: Cdev, cmd: int, data: Buffer, fflag: int, cred: Ucred, priv: Any = None
+    ) -> bytes:
+        """A rule or a command of `DevfsRules.ioctl`. Raises KError EPERM, not open for writing."""
+        if not fflag & FWRITE:
+            raise KError(EPERM)
+        return self.rules.ioctl(cmd, data)

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from dfuser.libkern.fcntl import F_RDLCK, F_WRLCK
+from dfuser.libkern.errno import KError
+from dfuser.libkern.fcntl import F_POSIX, F_RDLCK, F_WRLCK
 
 from ..mountflags import format_flags
+from ..namecache import NCF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..namecache import NamecacheEntry
     from ..vfs import Vfs
+    from ..vnode import Vnode
     from .registry import KernViews
 
 
@@ -66,15 +69,22 @@ class NcacheRow(NamedTuple):
 
 
 class LockRow(NamedTuple):
-    """One advisory lock, granted or waited for."""
+    """One advisory lock, granted or waited for. Counterpart: struct lockf_range (sys/lockf.h)."""
 
     mount: int
     ino: int
     state: str
+    """``held`` or ``waits``."""
+    kind: str
+    """``posix`` for a record lock, ``flock`` for that of an open file."""
     type: str
     pid: int
+    """The process; of the host, for a program of the host."""
     start: int
     end: int
+    """The last byte; 2**63 - 1 reaches to the end of the file, wherever that is."""
+    file: bytes
+    """A path of the file; empty when it has no name in memory."""
 
 
 def mount_text(row: MountRow) -> str:
@@ -174,13 +184,25 @@ class VfsViews:
             if lockf is None:
                 continue
             for state, ranges in (("held", lockf.ranges), ("waits", lockf.blocked)):
+                path = self._path(vp) if ranges else b""
                 for lock in ranges:
                     yield LockRow(
                         mount=vp.mount.index if vp.mount is not None else 0,
                         ino=vp.ino,
                         state=state,
+                        kind="posix" if lock.flags & F_POSIX else "flock",
                         type=kinds.get(lock.type, "unlock"),
                         pid=getattr(lock.owner, "pid", -1),
                         start=lock.start,
                         end=lock.end,
+                        file=path,
                     )
+
+    def _path(self, vp: Vnode) -> bytes:
+        """A path of a file, if the namecache knows one."""
+        cache = self.vfs.cache
+        try:
+            nch = cache.nch_of(vp)
+            return b"" if nch.ncp.flags & NCF.DESTROYED else cache.fullpath(nch)
+        except KError:
+            return b""

@@ -16,8 +16,10 @@ flags (immutable, append-only), which a host does not know, bind in the file sys
 the file system, which knows exactly what changed.
 
 ========= ================================================================
-namespace kern_lookup create mkdir mknod symlink link unlink rmdir rename
-open      kern_open close read write readdir fsync seek fallocate
+namespace kern_lookup create tmpfile mkdir mknod symlink link unlink rmdir rename
+open      kern_open close read write readdir fsync
+range     kern_seek lseek fallocate copy_file_range
+control   kern_ioctl advlock, vn_ioctl
 attr      kern_stat setattr access readlink statfs pathconf fhtovp
 xattr     kern_getxattr setxattr removexattr listxattr
 mounting  kern_mount unmount getmntinfo
@@ -38,6 +40,7 @@ from .attr import (
     kern_stat,
     kern_statfs,
 )
+from .control import kern_advlock, kern_ioctl, vn_ioctl
 from .mounting import MountInfo, kern_getmntinfo, kern_mount, kern_unmount
 from .namespace import (
     kern_create,
@@ -46,35 +49,39 @@ from .namespace import (
     kern_mknod,
     kern_rmdir,
     kern_symlink,
+    kern_tmpfile,
     kern_unlink,
 )
 from .open import (
     kern_close,
-    kern_fallocate,
     kern_fsync,
     kern_open,
     kern_read,
     kern_readdir,
-    kern_seek,
     kern_write,
     vn_open,
 )
+from .range import kern_copy_file_range, kern_fallocate, kern_lseek, kern_seek
 from .rename import kern_rename
 from .xattr import kern_getxattr, kern_listxattr, kern_removexattr, kern_setxattr
 
 __all__ = [
     "MountInfo",
     "kern_access",
+    "kern_advlock",
     "kern_close",
+    "kern_copy_file_range",
     "kern_create",
     "kern_fallocate",
     "kern_fhtovp",
     "kern_fsync",
     "kern_getmntinfo",
     "kern_getxattr",
+    "kern_ioctl",
     "kern_link",
     "kern_listxattr",
     "kern_lookup",
+    "kern_lseek",
     "kern_mkdir",
     "kern_mknod",
     "kern_mount",
@@ -92,8 +99,10 @@ __all__ = [
     "kern_stat",
     "kern_statfs",
     "kern_symlink",
+    "kern_tmpfile",
     "kern_unlink",
     "kern_unmount",
     "kern_write",
+    "vn_ioctl",
     "vn_open",
 ]

@@ -1,4 +1,4 @@
-"""Names: create, mkdir, mknod, symlink, link, unlink, rmdir.
+"""Names: create, tmpfile, mkdir, mknod, symlink, link, unlink, rmdir.
 
 Each core prepares the name (`subr.prepare`), applies the rules that do not depend on the file
 system, calls one VOP, and tells the host. The VOP leaves the entry in its new state.
@@ -25,16 +25,19 @@ from dfuser.libkern.errno import (
     ENOENT,
     ENOTDIR,
     EPERM,
+    EROFS,
     EXDEV,
     KError,
 )
-from dfuser.libkern.fcntl import O_CREAT, O_DIRECTORY, O_EXCL, O_TRUNC, fflags
+from dfuser.libkern.fcntl import FWRITE, O_CREAT, O_DIRECTORY, O_EXCL, O_TRUNC, fflags
 from dfuser.libkern.stat import ALLPERMS, VType, iftovt
 
 from ..access import NLC, naccess
+from ..mountflags import MNT
 from ..namecache import NCF, NcHandle
-from ..subr import prepare, same_mount, told_entry, vnode_of
+from ..subr import directory, ncp_writechk, prepare, same_mount, told_entry, vnode_of
 from ..vattr import Vattr
+from ..vnode import V
 from ..vop import PC_LINK_MAX
 from .open import kern_open, vn_open
 
@@ -93,6 +96,52 @@ def kern_create(
         return nch, file
     finally:
         vfs.cache.drop(ncp)
+
+
+def kern_tmpfile(
+    vfs: Vfs, dnch: NcHandle, mode: int, flags: int, cred: Ucred, chk: bool = True
+) -> tuple[NcHandle, File]:
+    """Create and open a regular file that has no name. Counterpart: O_TMPFILE of the host.
+
+    Its place is an entry outside the tree (`NameCache.nch_of`), as that of a file whose last name
+    was removed; it goes with the last reference. `kern_link` may give it its first name, unless it
+    was made with O_EXCL; the open file's place stays the one outside the tree.
+
+    Args:
+        vfs: the VFS.
+        dnch: a directory of the file system it shall be in; owner, mode and access control list
+            are those of a file made there.
+        mode: permission bits.
+        flags: O_*; for writing.
+        cred: who creates; the owner.
+        chk: check permissions.
+
+    Returns:
+        The place (borrowed; the open file holds it) and the open file (the caller's).
+
+    Raises:
+        KError: EOPNOTSUPP, the file system cannot; EINVAL, not open for writing; ENOTDIR, ENOENT,
+            EACCES, EPERM, EROFS, ENOSPC.
+        Block: the file system must wait.
+    """
+    dvp = directory(vfs, dnch, cred)
+    fmode = fflags(flags & ~(O_CREAT | O_EXCL | O_TRUNC | O_DIRECTORY))
+    if not fmode & FWRITE:
+        raise KError(EINVAL)
+    if chk:
+        naccess(vfs, dnch.ncp, dnch.mount, NLC.EXEC | NLC.WRITE, cred)
+    ncp_writechk(dnch)
+    if dvp.mount is not None and dvp.mount.flag & MNT.RDONLY:
+        raise KError(EROFS)
+    vp = dvp.ops.use.vop_ntmpfile(dvp, Vattr(VType.VREG, mode & ALLPERMS), cred)
+    try:
+        if not flags & O_EXCL:
+            vp.flag |= V.LINKABLE
+        nch = vfs.cache.nch_of(vp, dnch.mount)
+        return nch, vn_open(vfs, nch, vp, fmode, cred)
+    finally:
+        vfs.vnodes.userexit(vp)
+        vp.rele()
 
 
 def _made(vfs: Vfs, dnch: NcHandle, dvp: Vnode, nch: NcHandle, vp: Vnode) -> NcHandle:
@@ -191,7 +240,7 @@ def kern_symlink(
 def kern_link(
     vfs: Vfs, nch: NcHandle, dnch: NcHandle, name: bytes, cred: Ucred, chk: bool = True
 ) -> NcHandle:
-    """Give a file a further name. Counterpart: kern_link.
+    """Give a file a further name, or the first to one of `kern_tmpfile`. Counterpart: kern_link.
 
     Args:
         vfs: the VFS.
@@ -230,7 +279,7 @@ def kern_link(
 def _can_hardlink(vfs: Vfs, nch: NcHandle, vp: Vnode, cred: Ucred, chk: bool) -> None:
     """Whether this file may have one name more. Counterpart: can_hardlink."""
     va = vp.ops.use.vop_getattr(vp)
-    if not va.nlink:
+    if not va.nlink and not vp.flag & V.LINKABLE:
         raise KError(ENOENT)
     if va.nlink >= vp.ops.use.vop_pathconf(vp, PC_LINK_MAX):
         raise KError(EMLINK)

@@ -1,4 +1,4 @@
-"""Open files: open, close, read, write, readdir, fsync, seek, fallocate.
+"""Open files: open, close, read, write, readdir, fsync.
 
 `vn_open` counts: ``opencount`` of the vnode for every open, ``writecount`` for those that write.
 Running programs (V.TEXT) and open writers exclude each other with ETXTBSY.
@@ -23,8 +23,6 @@ from dfuser.libkern.errno import (
     ENOTDIR,
     ENXIO,
     EOPNOTSUPP,
-    EPERM,
-    ESPIPE,
     KError,
 )
 from dfuser.libkern.fcntl import (
@@ -37,14 +35,9 @@ from dfuser.libkern.fcntl import (
     O_FSYNC,
     O_NOATIME,
     O_TRUNC,
-    SEEK_CUR,
-    SEEK_DATA,
-    SEEK_END,
-    SEEK_HOLE,
-    SEEK_SET,
     fflags,
 )
-from dfuser.libkern.stat import APPEND, VType
+from dfuser.libkern.stat import VType
 
 from ..access import NLC, naccess
 from ..file import File
@@ -65,11 +58,6 @@ if TYPE_CHECKING:
     from ..vop import Buffer
 
 _DEVICES: Final = (VType.VCHR, VType.VBLK)
-_SEEKABLE: Final = (VType.VREG, VType.VDIR, VType.VBLK, VType.VCHR)
-#: The one mode of fallocate(2) that changes no contents.
-FALLOC_KEEP_SIZE: Final = 0x01
-#: Largest file offset, as off_t has it.
-OFF_MAX: Final = (1 << 63) - 1
 
 
 def kern_open(vfs: Vfs, nch: NcHandle, flags: int, cred: Ucred, chk: bool = True) -> File:
@@ -267,53 +255,3 @@ def kern_fsync(file: File, datasync: bool = False) -> None:
     if vp.mount is not None and vp.mount.flag & MNT.RDONLY:
         return
     vp.ops.use.vop_fsync(vp, MNT_WAIT, file.cred)
-
-
-def kern_seek(file: File, offset: int, whence: int) -> int:
-    """lseek(2): set and return the file's offset; SEEK_DATA and SEEK_HOLE ask the file system.
-
-    Raises:
-        KError: ESPIPE, cannot seek; EINVAL, a bad whence or a negative result; ENXIO, no data (or
-            hole) there.
-        Block: the file system must wait.
-    """
-    vp = file.vp
-    if vp.type not in _SEEKABLE:
-        raise KError(ESPIPE)
-    if whence == SEEK_SET:
-        new = offset
-    elif whence == SEEK_CUR:
-        new = file.offset + offset
-    elif whence == SEEK_END:
-        new = (vp.ops.use.vop_getattr(vp).size or 0) + offset
-    elif whence in (SEEK_DATA, SEEK_HOLE):
-        if offset < 0:
-            raise KError(ENXIO)
-        new = vp.ops.use.vop_seek(vp, offset, whence == SEEK_HOLE)
-    else:
-        raise KError(EINVAL)
-    if not 0 <= new <= OFF_MAX:
-        raise KError(EINVAL)
-    file.offset = new
-    return new
-
-
-def kern_fallocate(file: File, mode: int, offset: int, length: int) -> None:
-    """Allocate, punch or zero a range; ``mode`` as the host's fallocate(2).
-
-    Raises:
-        KError: EBADF, not open for writing; EINVAL, a bad range; EISDIR, ENXIO for what is no file;
-            EPERM, punching or zeroing an append-only file; or the file system's (EOPNOTSUPP ...).
-        Block: the file system must wait.
-    """
-    vp = file.want(FWRITE)
-    if offset < 0 or length <= 0:
-        raise KError(EINVAL)
-    if vp.type is not VType.VREG:
-        raise KError(EISDIR if vp.type is VType.VDIR else ENXIO)
-    vn_writechk(vp)
-    if mode & ~FALLOC_KEEP_SIZE and (vp.ops.use.vop_getattr(vp).flags or 0) & APPEND:
-        raise KError(EPERM)
-    vp.ops.use.vop_allocate(vp, offset, length, mode, file.cred)
-    if file.vfs.hostcache is not None:
-        file.vfs.hostcache.data_changed(vp)

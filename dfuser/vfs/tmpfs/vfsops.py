@@ -120,6 +120,8 @@ def parse_limits(options: dict[str, str], memory: int) -> TmpfsLimits:
 class TmpfsVfsOps(VfsOps):
     """One mounted tmpfs as a whole. Counterpart: tmpfs_vfsops."""
 
+    stateless = True
+
     def vfs_mount(self, mp: Mount, source: str, options: dict[str, str], cred: Ucred) -> None:
         """Make an empty file system, or change the limits of a mounted one.
 

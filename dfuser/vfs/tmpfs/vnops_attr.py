@@ -22,14 +22,15 @@ Invariants: the mode's nine bits are those of the access list, if there is one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfuser.libkern.errno import EFBIG, EINVAL, EISDIR, EOPNOTSUPP, EPERM, EROFS, KError
 from dfuser.libkern.klist import NOTE_ATTRIB, NOTE_EXTEND, NOTE_WRITE
 from dfuser.libkern.param import PAGE_SHIFT, PAGE_SIZE
 from dfuser.libkern.stat import ALLPERMS, APPEND, IMMUTABLE, S_ISGID, S_ISUID, VType
-from dfuser.vfs.access import vaccess
+from dfuser.vfs.access import setattr_check, vaccess
 from dfuser.vfs.event import vn_knote
+from dfuser.vfs.fileflags import flags_ioctl
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vop import VnodeOps
@@ -39,6 +40,7 @@ from .node import TmpfsNode, TmpfsReg, TmpfsSpecial
 if TYPE_CHECKING:
     from dfuser.libkern.ucred import Ucred
     from dfuser.vfs.vnode import Vnode
+    from dfuser.vfs.vop import Buffer
 
     from .mount import TmpfsMount
 
@@ -118,6 +120,28 @@ class AttrOps(VnodeOps):
         vp.attr_changed()
         vn_knote(vp, hint)
 
+    def vop_ioctl(
+        self,
+        vp: Vnode,
+        command: int,
+        data: Buffer,
+        fflag: int,
+        cred: Ucred,
+        fdata: Any = None,
+    ) -> bytes:
+        """File flags and generation as the host's programs ask for them (`fileflags`).
+
+        Raises:
+            KError: ENOTTY, another number; EPERM, not the owner, or a flag that is root's; EROFS,
+                EINVAL, EOPNOTSUPP.
+        """
+        va = self.fill(vp.data)
+        answer = flags_ioctl(command, data, va.flags or 0, va.gen, cred.uid == 0)
+        if answer.flags is not None:
+            vap = setattr_check(vp, va, Vattr(VType.VNON, flags=answer.flags), cred)
+            self.vop_setattr(vp, vap, cred)
+        return answer.data
+
     def vop_markatime(self, vp: Vnode, cred: Ucred) -> None:
         """The file was read through a mapping. Counterpart: vop_markatime, as other systems do."""
         if not self.tm.mp.flag & (MNT.NOATIME | MNT.RDONLY):
@@ -135,7 +159,8 @@ class AttrOps(VnodeOps):
         held = node.flags if flags & (IMMUTABLE | APPEND) else 0
         if held & IMMUTABLE and (changed or times):
             raise KError(EPERM)
-        if held & APPEND and changed:
+        touched = vap.atime_now and vap.mtime_now
+        if held & APPEND and (changed or (times and not touched)):
             raise KError(EPERM)
         resize = vap.size is not None and self._may_resize(node, vap.size)
         mode = node.mode

@@ -1,4 +1,4 @@
-"""Contents of tmpfs files: reading, writing, holes, locks, events, and the end of a vnode.
+"""Contents of tmpfs files: reading, writing, locks, events, and the end of a vnode.
 
 The bytes are in the file's VM object; these operations add what an object does not know:
 limits, times, set-id bits, append-only flags, and who is told. A write that meets the
@@ -11,8 +11,8 @@ Counterpart: tmpfs_open, tmpfs_close, tmpfs_read, tmpfs_write, tmpfs_advlock, tm
     tmpfs_reg_resize (tmpfs_subr.c).
 Differs from DragonFly: no buffers lie between the operations and the pages, so there is no
     vop_strategy and nothing to move at open and inactive; a write that does not fit is cut
-    instead of undone; the access time follows the relatime rule; holes can be made and
-    looked for (`vop_allocate`, `vop_seek`).
+    instead of undone; the access time follows the relatime rule; a file that becomes
+    immutable is so for those, too, who have it open for writing.
 Token/lock order: none; nothing here suspends. A blocked lock raises `Block`.
 Invariants: size of node and object agree; see `TmpfsMount.check`.
 """
@@ -25,23 +25,19 @@ from dfuser.libkern.errno import (
     EFBIG,
     EINVAL,
     EISDIR,
-    ENODEV,
-    ENXIO,
-    EOPNOTSUPP,
     EPERM,
     EROFS,
     KError,
 )
 from dfuser.libkern.fcntl import FWRITE, O_APPEND
 from dfuser.libkern.klist import NOTE_EXTEND, NOTE_WRITE, Knote
-from dfuser.libkern.param import MAXBSIZE, PAGE_MASK, PAGE_SHIFT
+from dfuser.libkern.param import MAXBSIZE, PAGE_SHIFT
 from dfuser.libkern.stat import APPEND, IMMUTABLE, S_ISGID, S_ISUID, VType
 from dfuser.vfs.event import vn_knote, vn_kqfilter
 from dfuser.vfs.lockf import Flock, LockOwner, lf_advlock
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.vattr import IO
 
-from .dir import TmpfsDir
 from .node import TmpfsReg
 from .vnops_attr import AttrOps
 
@@ -49,17 +45,14 @@ if TYPE_CHECKING:
     from dfuser.libkern.ucred import Ucred
     from dfuser.vfs.vnode import Vnode
     from dfuser.vfs.vop import Buffer
-    from dfuser.vm.object import VmObject
 
     from .node import TmpfsNode
 
-#: Modes of vop_allocate, valued as the host's fallocate(2).
-FALLOC_KEEP_SIZE: Final = 0x01
-FALLOC_PUNCH_HOLE: Final = 0x02
-FALLOC_ZERO_RANGE: Final = 0x10
-
-_NO_ATIME: Final = MNT.NOATIME | MNT.RDONLY
-_SUGID: Final = S_ISUID | S_ISGID
+#: Mounts that leave access times alone.
+NO_ATIME: Final = MNT.NOATIME | MNT.RDONLY
+#: What a write by anybody but root takes from the mode.
+SUGID: Final = S_ISUID | S_ISGID
+_FIXED: Final = IMMUTABLE | APPEND
 
 
 class FileOps(AttrOps):
@@ -92,7 +85,7 @@ class FileOps(AttrOps):
         if offset < 0 or size < 0:
             raise KError(EINVAL)
         tm = self.tm
-        if size and not ioflag & IO.NOATIME and not tm.mp.flag & _NO_ATIME:
+        if size and not ioflag & IO.NOATIME and not tm.mp.flag & NO_ATIME:
             now = tm.now()
             if node.atime_is_stale(now):
                 node.atime = now
@@ -109,7 +102,8 @@ class FileOps(AttrOps):
             Bytes taken: all, or as many as the mount had room for.
 
         Raises:
-            KError: EISDIR, EINVAL, EFBIG, ENOSPC (not even one byte fitted), EPERM.
+            KError: EISDIR, EINVAL, EFBIG, ENOSPC (not even one byte fitted); EPERM and EROFS as
+                `vop_open` has them, for a host that leaves opens out.
         """
         node = self._regular(vp)
         size = len(data)
@@ -123,8 +117,10 @@ class FileOps(AttrOps):
             raise KError(EINVAL)
         if end > tm.limits.maxfilesize:
             raise KError(EFBIG)
-        if node.flags & APPEND and offset != node.size:
+        if node.flags & _FIXED and (node.flags & IMMUTABLE or offset != node.size):
             raise KError(EPERM)
+        if tm.mp.flag & MNT.RDONLY:
+            raise KError(EROFS)
         obj = node.object or tm.data_object(node)
         if (end >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) >= tm.pages_free:
             end = tm.room(obj, offset, end)
@@ -135,81 +131,11 @@ class FileOps(AttrOps):
             node.size = end
             hint |= NOTE_EXTEND
         node.mtime = node.ctime = tm.now()
-        if node.mode & _SUGID and cred.uid:
-            node.mode &= ~_SUGID
+        if node.mode & SUGID and cred.uid:
+            node.mode &= ~SUGID
         vp.attr_changed()
         vn_knote(vp, hint)
         return end - offset
-
-    def vop_allocate(self, vp: Vnode, offset: int, length: int, mode: int, cred: Ucred) -> None:
-        """Give a range its pages, make it a hole, or make it zero. All or nothing.
-
-        Args:
-            vp: a regular file.
-            offset: first byte.
-            length: number of bytes, at least 1.
-            mode: 0 (the file grows if need be), FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE with
-                FALLOC_KEEP_SIZE, FALLOC_ZERO_RANGE with or without it.
-            cred: who asks; anybody but root loses set-id bits.
-
-        Raises:
-            KError: EINVAL, EFBIG, ENOSPC, EPERM, EOPNOTSUPP for another mode (collapse,
-                insert), ENODEV for another kind of file.
-        """
-        if not isinstance(vp.data, TmpfsReg):
-            raise KError(EISDIR if isinstance(vp.data, TmpfsDir) else ENODEV)
-        node = vp.data
-        kind = mode & ~FALLOC_KEEP_SIZE
-        if kind not in (0, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE) or mode == FALLOC_PUNCH_HOLE:
-            raise KError(EOPNOTSUPP)
-        if offset < 0 or length <= 0:
-            raise KError(EINVAL)
-        end = offset + length
-        if end > self.tm.limits.maxfilesize:
-            raise KError(EFBIG)
-        if node.flags & IMMUTABLE or (node.flags & APPEND and mode & ~FALLOC_KEEP_SIZE):
-            raise KError(EPERM)
-        self._allocate(node, offset, end, kind, bool(mode & FALLOC_KEEP_SIZE))
-        node.mtime = node.ctime = self.tm.now()
-        if cred.uid:
-            node.mode &= ~_SUGID
-        vp.attr_changed()
-        vn_knote(vp, NOTE_WRITE)
-
-    def _allocate(self, node: TmpfsReg, offset: int, end: int, kind: int, keep: bool) -> None:
-        """Do what `vop_allocate` has validated."""
-        tm = self.tm
-        if kind == FALLOC_PUNCH_HOLE:
-            obj = node.object
-            if obj is not None and offset < node.size:
-                tm.change_data(obj, obj.punch, offset, min(end, node.size) - offset)
-            return
-        obj = tm.data_object(node)
-        self._want_pages(obj, offset, end)
-        tm.change_data(obj, obj.populate, offset, end - offset)
-        if kind == FALLOC_ZERO_RANGE:
-            obj.zero_range(offset, end - offset)
-        if end > node.size and not keep:
-            obj.truncate(end)
-            node.size = end
-
-    def _want_pages(self, obj: VmObject, offset: int, end: int) -> None:
-        """Refuse a range that needs more pages than are left, without counting far."""
-        pages = ((end + PAGE_MASK) >> PAGE_SHIFT) - (offset >> PAGE_SHIFT)
-        free = self.tm.pages_free
-        if pages > free + obj.resident_page_count or self.tm.room(obj, offset, end) < end:
-            raise self.tm.no_space()
-
-    def vop_seek(self, vp: Vnode, offset: int, hole: bool) -> int:
-        """Where data, or a hole, begins at or after ``offset``.
-
-        Raises:
-            KError: ENXIO, the offset is not inside the file or no data follows; EINVAL.
-        """
-        node = self._regular(vp)
-        if offset < 0 or offset >= node.size or node.object is None:
-            raise KError(ENXIO)
-        return node.object.seek_hole(offset) if hole else node.object.seek_data(offset)
 
     def vop_fsync(self, vp: Vnode, waitfor: int, cred: Ucred | None = None) -> None:
         """Nothing is kept anywhere else. Counterpart: tmpfs_fsync."""
@@ -219,7 +145,7 @@ class FileOps(AttrOps):
         node = vp.data
         if node.type is not VType.VLNK:
             raise KError(EINVAL)
-        if not self.tm.mp.flag & _NO_ATIME:
+        if not self.tm.mp.flag & NO_ATIME:
             self.accessed(node)
         target: bytes = node.target
         return target

@@ -1,4 +1,4 @@
-"""Directories of tmpfs: looking up, listing, creating, linking, removing, renaming.
+"""Directories of tmpfs: looking up, listing, creating, linking, removing.
 
 Each operation validates everything first; what follows cannot fail, so a name, its link
 count, its file and the namecache change together. The order of a change is: directory,
@@ -11,10 +11,10 @@ when it gains, loses or changes a name.
 Link counts: a directory counts its name, its own ``.`` and the ``..`` of each subdirectory.
 
 Counterpart: tmpfs_nresolve, tmpfs_nlookupdotdot, tmpfs_ncreate and its sisters,
-    tmpfs_nlink, tmpfs_nremove, tmpfs_nrmdir, tmpfs_nrename, tmpfs_readdir
+    tmpfs_nlink, tmpfs_nremove, tmpfs_nrmdir, tmpfs_readdir
     (vfs/tmpfs/tmpfs_vnops.c); tmpfs_alloc_file (tmpfs_subr.c).
-Differs from DragonFly: rename knows NOREPLACE, EXCHANGE and WHITEOUT; flags of directories are
-    enforced here too, for callers whose permissions the host has checked; a set-gid
+Differs from DragonFly: a file can be made without a name (O_TMPFILE of the host); flags of
+    directories are enforced here too, for callers whose permissions the host has checked; a set-gid
     directory hands its set-gid bit to new directories; the group of a new file is the
     directory's only in a set-gid directory (there always: BSD's rule), else the creator's.
 Token/lock order: none; nothing here suspends.
@@ -40,7 +40,7 @@ from dfuser.libkern.errno import (
     KKASSERT,
     KError,
 )
-from dfuser.libkern.klist import NOTE_DELETE, NOTE_LINK, NOTE_RENAME, NOTE_WRITE
+from dfuser.libkern.klist import NOTE_DELETE, NOTE_LINK, NOTE_WRITE
 from dfuser.libkern.param import LINK_MAX, NAME_MAX
 from dfuser.libkern.stat import (
     ACCESSPERMS,
@@ -55,11 +55,11 @@ from dfuser.libkern.stat import (
 from dfuser.vfs.event import vn_knote
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.vattr import Dirent, Vattr
-from dfuser.vfs.vop import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from dfuser.vfs.vnode import V
 
 from .dir import COOKIE_DOT, COOKIE_DOTDOT, TmpfsDir, TmpfsDirent
 from .node import TmpfsLink, TmpfsNode, TmpfsReg, TmpfsSpecial
-from .vnops_file import FileOps
+from .vnops_range import RangeOps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,14 +70,12 @@ if TYPE_CHECKING:
     from dfuser.vfs.vnode import Vnode
 
 #: What keeps a file's names as they are.
-_FIXED: Final = IMMUTABLE | APPEND | NOUNLINK
-
-_RENAME_FLAGS: Final = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
+FIXED: Final = IMMUTABLE | APPEND | NOUNLINK
 
 _DEVICES: Final = (VType.VBLK, VType.VCHR, VType.VFIFO)
 
 
-class NameOps(FileOps):
+class NameOps(RangeOps):
     """The operations on names. See `vnops.TmpfsVnodeOps`."""
 
     __slots__ = ()
@@ -210,6 +208,27 @@ class NameOps(FileOps):
         vn_knote(dvp, NOTE_WRITE | NOTE_LINK if vtype is VType.VDIR else NOTE_WRITE)
         return vp
 
+    def vop_ntmpfile(self, dvp: Vnode, vap: Vattr, cred: Ucred) -> Vnode:
+        """A regular file without a name, as it would be in this directory.
+
+        It counts as a file of the mount. The directory does not change.
+
+        Raises:
+            KError: ENOTDIR; ENOSPC; ENOENT, the directory was removed; EPERM, it is immutable;
+                EROFS.
+        """
+        tm = self.tm
+        dnode = dvp.data
+        if not isinstance(dnode, TmpfsDir):
+            raise KError(ENOTDIR)
+        self._may_create(dnode)
+        tm.want_node()
+        node = self._new_node(dnode, vap, VType.VREG, cred, b"")
+        tm.nodes[node.ino] = node
+        vp = tm.alloc_vp(node)
+        vp.set_finalize()
+        return vp
+
     def _new_node(
         self, dnode: TmpfsDir, vap: Vattr, vtype: VType, cred: Ucred, target: bytes
     ) -> TmpfsNode:
@@ -255,10 +274,11 @@ class NameOps(FileOps):
             node.extend().default_acl = default
 
     def vop_nlink(self, dvp: Vnode, ncp: NamecacheEntry, vp: Vnode, cred: Ucred) -> None:
-        """A further name for a file. Counterpart: tmpfs_nlink.
+        """A further name for a file, or the first for one made without. Counterpart: tmpfs_nlink.
 
         Raises:
-            KError: EPERM (a directory, a fixed file), EXDEV, ENOENT, EMLINK, EEXIST, EROFS.
+            KError: EPERM (a directory, a fixed file), EXDEV, ENOENT (the directory was removed, or
+                the file lost its last name), EMLINK, EEXIST, EROFS.
         """
         if vp.type is VType.VDIR:
             raise KError(EPERM)
@@ -269,11 +289,12 @@ class NameOps(FileOps):
         self._may_add(dnode, ncp.name)
         if node.nlink >= LINK_MAX:
             raise KError(EMLINK)
-        if not node.nlink:
+        if not node.nlink and not vp.flag & V.LINKABLE:
             raise KError(ENOENT)
         if node.flags & (IMMUTABLE | APPEND):
             raise KError(EPERM)
         now = self.tm.now()
+        vp.flag &= ~(V.LINKABLE | V.FINALIZE)
         self._attach(dnode, ncp.name, node, self.tm.number())
         self._touch(dnode, now)
         node.ctime = now
@@ -314,7 +335,7 @@ class NameOps(FileOps):
         """Take a name away that may go, and its file if it was the last."""
         dnode: TmpfsDir = dvp.data
         node = entry.node
-        if (node.flags & _FIXED) or (dnode.flags & (APPEND | IMMUTABLE)):
+        if (node.flags & FIXED) or (dnode.flags & (APPEND | IMMUTABLE)):
             raise KError(EPERM)
         vp = self.tm.alloc_vp(node)
         now = self.tm.now()
@@ -326,177 +347,6 @@ class NameOps(FileOps):
         vn_knote(vp, NOTE_DELETE)
         vp.rele()
 
-    # --- renaming --------------------------------------------------------------------------
-
-    def vop_nrename(
-        self,
-        fdvp: Vnode,
-        fncp: NamecacheEntry,
-        tdvp: Vnode,
-        tncp: NamecacheEntry,
-        cred: Ucred,
-        flags: int = 0,
-    ) -> None:
-        """Move a name, replacing what is there, or exchange two. Counterpart: tmpfs_nrename.
-
-        With RENAME_WHITEOUT a whiteout stays at the old name.
-
-        Raises:
-            KError: ENOENT, EEXIST (NOREPLACE), EXDEV, ENOTDIR, EISDIR, ENOTEMPTY, EMLINK,
-                EPERM, EROFS, ENOSPC (no inode for the whiteout); EINVAL for a senseless pair
-                of flags, or a directory into itself.
-        """
-        if flags & ~_RENAME_FLAGS or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
-            raise KError(EINVAL)
-        if fdvp.mount is not tdvp.mount:
-            raise KError(EXDEV)
-        fdnode: TmpfsDir = fdvp.data
-        tdnode: TmpfsDir = tdvp.data
-        fde = self._entry(fdnode, fncp)
-        tde = tdnode.lookup(tncp.name)
-        if tde is not None and flags & RENAME_NOREPLACE:
-            raise KError(EEXIST)
-        if tde is None and flags & RENAME_EXCHANGE:
-            raise KError(ENOENT)
-        if tde is not None and fde.node is tde.node:
-            return
-        self._may_move(fdnode, fde, tdnode)
-        if flags & RENAME_WHITEOUT:
-            self.tm.want_node()
-        name = fncp.name
-        if tde is None:
-            self._may_add(tdnode, tncp.name)
-            self._rename(fdvp, fncp, fde, tdvp, tncp)
-        elif flags & RENAME_EXCHANGE:
-            self._may_move(tdnode, tde, fdnode)
-            self._exchange(fdvp, fncp, fde, tdvp, tncp, tde)
-        else:
-            self._may_replace(fde.node, tdnode, tde.node)
-            self._replace(fdvp, fncp, fde, tdvp, tncp, tde)
-        if flags & RENAME_WHITEOUT:
-            self._whiteout(fdnode, name, cred)
-
-    def _whiteout(self, dnode: TmpfsDir, name: bytes, cred: Ucred) -> None:
-        """Leave what overlay file systems take for "removed here": a character device 0, 0."""
-        ino = self.tm.number()
-        none = TmpfsSpecial(ino, 0, cred.uid, cred.gid, dnode.mtime, VType.VCHR, (0, 0))
-        self.tm.nodes[ino] = none
-        self._attach(dnode, name, none, ino)
-
-    def _may_move(self, dnode: TmpfsDir, entry: TmpfsDirent, to: TmpfsDir) -> None:
-        """Refuse a move of one entry from its directory to another."""
-        if self.tm.mp.flag & MNT.RDONLY:
-            raise KError(EROFS)
-        if to.nlink == 0:
-            raise KError(ENOENT)
-        node = entry.node
-        if (node.flags & _FIXED) or (dnode.flags & (APPEND | IMMUTABLE)):
-            raise KError(EPERM)
-        if isinstance(node, TmpfsDir) and dnode is not to:
-            if to.is_below(node):
-                raise KError(EINVAL)
-            if to.nlink >= LINK_MAX:
-                raise KError(EMLINK)
-
-    @staticmethod
-    def _may_replace(node: TmpfsNode, tdnode: TmpfsDir, victim: TmpfsNode) -> None:
-        """Refuse to put one file in another's place."""
-        if (victim.flags & _FIXED) or (tdnode.flags & (APPEND | IMMUTABLE)):
-            raise KError(EPERM)
-        if isinstance(node, TmpfsDir):
-            if not isinstance(victim, TmpfsDir):
-                raise KError(ENOTDIR)
-            if victim.names:
-                raise KError(ENOTEMPTY)
-        elif isinstance(victim, TmpfsDir):
-            raise KError(EISDIR)
-
-    def _rename(
-        self,
-        fdvp: Vnode,
-        fncp: NamecacheEntry,
-        fde: TmpfsDirent,
-        tdvp: Vnode,
-        tncp: NamecacheEntry,
-    ) -> None:
-        """Move to a free name; within one directory the entry keeps its cookie."""
-        fdnode, tdnode, node = fdvp.data, tdvp.data, fde.node
-        if fdnode is tdnode:
-            fdnode.rename(fde, tncp.name)
-        else:
-            self._detach(fdnode, fde)
-            self._attach(tdnode, tncp.name, node, self.tm.number())
-        self._moved(fdvp, tdvp, node)
-        self.tm.vfs.cache.rename(fncp, tncp)
-        self._note_moved(fdvp, tdvp, node)
-
-    def _replace(
-        self,
-        fdvp: Vnode,
-        fncp: NamecacheEntry,
-        fde: TmpfsDirent,
-        tdvp: Vnode,
-        tncp: NamecacheEntry,
-        tde: TmpfsDirent,
-    ) -> None:
-        """Move onto a taken name: its entry stays where it is and leads to the moved file."""
-        fdnode, tdnode, node, victim = fdvp.data, tdvp.data, fde.node, tde.node
-        vp = self.tm.alloc_vp(victim)
-        self._detach(fdnode, fde)
-        self._unlink_node(tdnode, victim)
-        tde.node = node
-        self._link_node(tdnode, tde)
-        self._moved(fdvp, tdvp, node)
-        victim.ctime = node.ctime
-        self._lost_name(vp, victim)
-        self.tm.vfs.cache.rename(fncp, tncp)
-        vn_knote(vp, NOTE_DELETE)
-        self._note_moved(fdvp, tdvp, node)
-        vp.rele()
-
-    def _exchange(
-        self,
-        fdvp: Vnode,
-        fncp: NamecacheEntry,
-        fde: TmpfsDirent,
-        tdvp: Vnode,
-        tncp: NamecacheEntry,
-        tde: TmpfsDirent,
-    ) -> None:
-        """Swap what two names mean; both entries stay where they are."""
-        fdnode, tdnode = fdvp.data, tdvp.data
-        one, other = fde.node, tde.node
-        self._unlink_node(fdnode, one)
-        self._unlink_node(tdnode, other)
-        fde.node, tde.node = other, one
-        self._link_node(fdnode, fde)
-        self._link_node(tdnode, tde)
-        self._moved(fdvp, tdvp, one)
-        other.ctime = one.ctime
-        other.attr_changed()
-        self.tm.vfs.cache.exchange(fncp, tncp)
-        self._note_moved(fdvp, tdvp, one)
-        if other.vnode is not None:
-            vn_knote(other.vnode, NOTE_RENAME)
-
-    def _moved(self, fdvp: Vnode, tdvp: Vnode, node: TmpfsNode) -> None:
-        """Set the times of a rename."""
-        now = self.tm.now()
-        self._touch(fdvp.data, now)
-        if tdvp is not fdvp:
-            self._touch(tdvp.data, now)
-        node.ctime = now
-        node.attr_changed()
-
-    @staticmethod
-    def _note_moved(fdvp: Vnode, tdvp: Vnode, node: TmpfsNode) -> None:
-        """Tell the watchers of a rename."""
-        vn_knote(fdvp, NOTE_WRITE)
-        if tdvp is not fdvp:
-            vn_knote(tdvp, NOTE_WRITE)
-        if node.vnode is not None:
-            vn_knote(node.vnode, NOTE_RENAME)
-
     # --- steps -----------------------------------------------------------------------------
 
     def _may_add(self, dnode: TmpfsDir, name: bytes) -> None:
@@ -505,16 +355,24 @@ class NameOps(FileOps):
         Raises:
             KError: EROFS, ENOENT, EPERM, ENAMETOOLONG, EEXIST.
         """
+        self._may_create(dnode)
+        if len(name) > NAME_MAX:
+            raise KError(ENAMETOOLONG)
+        if name in dnode.names:
+            raise KError(EEXIST)
+
+    def _may_create(self, dnode: TmpfsDir) -> None:
+        """Refuse a new file in a directory that is removed, fixed or read-only.
+
+        Raises:
+            KError: EROFS, ENOENT, EPERM.
+        """
         if self.tm.mp.flag & MNT.RDONLY:
             raise KError(EROFS)
         if dnode.nlink == 0:
             raise KError(ENOENT)
         if dnode.flags & IMMUTABLE:
             raise KError(EPERM)
-        if len(name) > NAME_MAX:
-            raise KError(ENAMETOOLONG)
-        if name in dnode.names:
-            raise KError(EEXIST)
 
     def _entry(self, dnode: TmpfsDir, ncp: NamecacheEntry) -> TmpfsDirent:
         """The entry that a namecache entry stands for.

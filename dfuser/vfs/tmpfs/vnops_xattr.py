@@ -49,7 +49,7 @@ from dfuser.vfs.vop import (
 
 from .dir import TmpfsDir
 from .node import TmpfsNode, TmpfsReg
-from .vnops_name import NameOps
+from .vnops_rename import RenameOps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,7 @@ _PREFIXES: Final = (b"trusted.", b"security.")
 _ACLS: Final = (XATTR_ACCESS, XATTR_DEFAULT)
 
 
-class XattrOps(NameOps):
+class XattrOps(RenameOps):
     """The operations on extended attributes. See `vnops.TmpfsVnodeOps`."""
 
     __slots__ = ()

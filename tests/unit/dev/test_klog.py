@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from dfuser.dev.devlist import DevList
-from dfuser.dev.devsw import FIONREAD, IO_NDELAY, POLLIN, POLLOUT, Cdev
+from dfuser.dev.devsw import IO_NDELAY, POLLIN, POLLOUT, Cdev
+from dfuser.dev.ioccom import FIONREAD
 from dfuser.dev.klog import LogOps
 from dfuser.hw.clock import VirtualClock
 from dfuser.libkern.errno import (

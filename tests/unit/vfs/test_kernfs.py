@@ -21,15 +21,23 @@ from dfuser.libkern.errno import (
     EPERM,
     KError,
 )
-from dfuser.libkern.fcntl import F_POSIX, F_WRLCK, O_RDWR, O_WRONLY
+from dfuser.libkern.fcntl import F_POSIX, F_RDLCK, F_WRLCK, O_RDWR, O_WRONLY
 from dfuser.libkern.stat import VType
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.callout import Callout
 from dfuser.lwkt.synch import tsleep
 from dfuser.vfs.kernfs.registry import KernView, KernViews, cell, plain, table
-from dfuser.vfs.lockf import Lockf, LockfRange
+from dfuser.vfs.lockf import OFF_MAX, Lockf, LockfRange
 from dfuser.vfs.mountflags import MNT
-from dfuser.vfs.syscalls import kern_close, kern_lookup, kern_read, kern_write
+from dfuser.vfs.syscalls import (
+    kern_close,
+    kern_create,
+    kern_lookup,
+    kern_read,
+    kern_unlink,
+    kern_write,
+)
+from dfuser.vfs.tmpfs.vfsops import TmpfsVfsOps
 
 from .synth_world import ROOT, USER, SynthWorld
 
@@ -141,7 +149,29 @@ def test_advisory_locks_are_shown(world: SynthWorld) -> None:
         (lock,) = rows(world, "locks")
         assert (lock["pid"], lock["type"], lock["start"], lock["end"]) == (77, "write", 0, 9)
         assert (lock["state"], lock["ino"]) == ("held", nd.vp.ino)
+        assert (lock["kind"], lock["file"]) == ("posix", "/dev/null")
+        nd.vp.lockf.blocked.append(LockfRange(Owner(), F_RDLCK, 0, 5, OFF_MAX))
+        waits = rows(world, "locks")[1]
+        assert (waits["state"], waits["kind"], waits["type"]) == ("waits", "flock", "read")
+        assert waits["end"] == OFF_MAX
         nd.vp.lockf = None
+
+
+def test_locks_of_a_file_without_a_name(world: SynthWorld) -> None:
+    """What if the name of a locked file was removed?"""
+    mnt = world.hold("/mnt")
+    world.vfs.fstypes.register("tmpfs", TmpfsVfsOps)
+    mount = world.mount("tmpfs", "/mnt")
+    _, file = kern_create(world.vfs, mount.ncmountpt, b"f", 0o644, O_RDWR, ROOT)
+    file.vp.lockf = Lockf()
+    file.vp.lockf.ranges.append(LockfRange(None, F_WRLCK, 0, 0, 9))
+    assert rows(world, "locks")[0]["file"] == "/mnt/f"
+    kern_unlink(world.vfs, mount.ncmountpt, b"f", ROOT)
+    (lock,) = rows(world, "locks")
+    assert (lock["file"], lock["pid"], lock["kind"]) == ("", -1, "flock")
+    file.vp.lockf = None
+    file.drop()
+    world.vfs.cache.drop_nch(mnt)
 
 
 def test_devices_and_log(world: SynthWorld) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dfuser.dev.devsw import POLLERR, POLLHUP, POLLIN
 from dfuser.hw.clock import VirtualClock
 from dfuser.libkern.errno import EINVAL, ENOATTR, ENOTTY, EOPNOTSUPP, KError
 from dfuser.libkern.ktr import Ktr
@@ -29,7 +30,8 @@ DEFAULTS = {
     "vop_nresolve": EOPNOTSUPP, "vop_nlookupdotdot": EOPNOTSUPP, "vop_ncreate": EOPNOTSUPP,
     "vop_nmkdir": EOPNOTSUPP, "vop_nmknod": EOPNOTSUPP, "vop_nlink": EOPNOTSUPP,
     "vop_nsymlink": EOPNOTSUPP, "vop_nwhiteout": EOPNOTSUPP, "vop_nremove": EOPNOTSUPP,
-    "vop_nrmdir": EOPNOTSUPP, "vop_nrename": EOPNOTSUPP,
+    "vop_nrmdir": EOPNOTSUPP, "vop_nrename": EOPNOTSUPP, "vop_copyrange": EOPNOTSUPP,
+    "vop_ntmpfile": EOPNOTSUPP,
 }  # fmt: skip
 SUCCEED = {
     "vop_open", "vop_close", "vop_poll", "vop_fsync", "vop_inactive", "vop_reclaim", "vop_print",
@@ -39,6 +41,8 @@ SUCCEED = {
 
 class Anything:
     """Stands for every argument."""
+
+    type = None
 
 
 def call(ops: VnodeOps, name: str) -> Any:
@@ -64,8 +68,15 @@ def test_dead_vnode_operations_fail_or_do_nothing() -> None:
     for name in set(DEFAULTS) - {"vop_nwhiteout", "vop_mmap"}:
         with pytest.raises(KError):
             call(dead, name)
-    for name in ("vop_close", "vop_inactive", "vop_reclaim", "vop_poll"):
+    for name in ("vop_close", "vop_inactive", "vop_reclaim"):
         call(dead, name)
+
+
+def test_poll_of_a_dead_vnode() -> None:
+    """What if somebody waits for a file that was taken away? He is told, and finds the error."""
+    vp: Any = Anything()
+    cred: Any = Anything()
+    assert DeadOps().vop_poll(vp, POLLIN, cred) == POLLIN | POLLERR | POLLHUP
 
 
 class Layer(VnodeOps):

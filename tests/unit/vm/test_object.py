@@ -346,6 +346,39 @@ def test_seek_walks_data_and_holes(obj: VmObject) -> None:
     ]
 
 
+def test_reserved_pages_are_holes_until_written(pages: VmPages, obj: VmObject) -> None:
+    """What if pages are only reserved: are they there, and holes, until the first write?"""
+    obj.truncate(3 * CHUNK)
+    obj.populate(0, 3 * CHUNK)
+    assert obj.resident_page_count == 48
+    assert is_run(frames(obj, 16))
+    assert errno_of(obj.seek_data, 0) == ENXIO
+    assert obj.seek_hole(5) == 5
+    obj.write(CHUNK + 10, b"x")
+    assert (obj.seek_data(0), obj.seek_hole(CHUNK)) == (CHUNK, CHUNK + PAGE)
+    obj.write(CHUNK - 5, b"y" * (CHUNK + 10))
+    assert (obj.seek_data(0), obj.seek_hole(CHUNK)) == (CHUNK - PAGE, 2 * CHUNK + PAGE)
+    assert obj.resident_page_count == 48
+    obj.zero_range(CHUNK, PAGE + 1)
+    assert (obj.seek_hole(CHUNK), obj.seek_data(CHUNK)) == (CHUNK, CHUNK + PAGE)
+    assert obj.read(CHUNK + PAGE, 2) == b"\0y"
+    obj.truncate(0)
+    assert not obj.reserved
+
+
+def test_reservation_beyond_the_end(pages: VmPages, obj: VmObject) -> None:
+    """What if pages are reserved beyond the end and the size is set to what it is?"""
+    obj.write(0, b"abc")
+    obj.populate(0, 4 * PAGE)
+    obj.truncate(10)
+    assert obj.resident_page_count == 4
+    obj.truncate(10)
+    assert obj.resident_page_count == 1
+    obj.populate(0, 4 * PAGE)
+    obj.punch(PAGE, 2 * PAGE)
+    assert (obj.resident_page_count, obj.size) == (2, 10)
+
+
 def test_copy_range_inside_one_object(obj: VmObject) -> None:
     """What if a range is copied within its file, overlapping or not?"""
     obj.write(0, b"0123456789")
@@ -399,6 +432,7 @@ class Model:
     def __init__(self) -> None:
         self.size = 0
         self.pages: dict[int, bytearray] = {}
+        self.data: set[int] = set()  # pages that are not only reserved
 
     def touch(self, offset: int, end: int) -> None:
         for i in range(offset // PAGE, -(-end // PAGE)):
@@ -408,6 +442,7 @@ class Model:
         if not data:
             return
         self.touch(offset, offset + len(data))
+        self.data.update(range(offset // PAGE, -(-(offset + len(data)) // PAGE)))
         pos = 0
         while pos < len(data):
             page, base = divmod(offset + pos, PAGE)
@@ -445,12 +480,21 @@ class Model:
 
     def drop(self, first: int, stop: int) -> None:
         self.pages = {i: page for i, page in self.pages.items() if not first <= i < stop}
+        self.data &= self.pages.keys()
 
     def truncate(self, size: int) -> None:
-        if size < self.size:
+        if size <= self.size:
             self.drop(-(-size // PAGE), 1 << 60)
             self.zero(size, self.size)
         self.size = size
+
+    def zero_range(self, offset: int, size: int) -> None:
+        end = offset + size
+        self.zero(offset, end)
+        first, stop = -(-offset // PAGE), min(end // PAGE, self.size // PAGE)
+        if end >= self.size:
+            stop = -(-self.size // PAGE)
+        self.data = {i for i in self.data if not first <= i < stop}
 
     def punch(self, offset: int, size: int) -> None:
         first, stop = -(-offset // PAGE), (offset + size) // PAGE
@@ -515,7 +559,7 @@ class ObjectMachine(RuleBasedStateMachine):
     @rule(which=WHICH, offset=offsets(), size=SIZES)
     def zero_range(self, which: int, offset: int, size: int) -> None:
         self.objects[which].zero_range(offset, size)
-        self.models[which].zero(offset, offset + size)
+        self.models[which].zero_range(offset, size)
 
     @rule(which=WHICH, offset=offsets(), size=SIZES)
     def punch(self, which: int, offset: int, size: int) -> None:
@@ -549,7 +593,7 @@ class ObjectMachine(RuleBasedStateMachine):
     @rule(which=WHICH, offset=offsets())
     def seek(self, which: int, offset: int) -> None:
         obj, model = self.objects[which], self.models[which]
-        starts = [max(offset, i * PAGE) for i in sorted(model.pages) if (i + 1) * PAGE > offset]
+        starts = [max(offset, i * PAGE) for i in sorted(model.data) if (i + 1) * PAGE > offset]
         if starts and starts[0] < model.size:
             assert obj.seek_data(offset) == starts[0]
         else:
@@ -558,7 +602,7 @@ class ObjectMachine(RuleBasedStateMachine):
             assert errno_of(obj.seek_hole, offset) == ENXIO
         else:
             page = offset // PAGE
-            while page in model.pages:
+            while page in model.data:
                 page += 1
             assert obj.seek_hole(offset) == min(max(offset, page * PAGE), model.size)
 
@@ -629,6 +673,7 @@ class ObjectMachine(RuleBasedStateMachine):
                 frame = obj.vm_page_lookup(i)
                 assert frame >= 0
                 assert self.phys.read(frame * PAGE, PAGE) == page
+                assert bool(self.pages.dirty[frame]) == (i in model.data)
 
     def teardown(self) -> None:
         if not hasattr(self, "pages"):
