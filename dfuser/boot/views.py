@@ -15,6 +15,8 @@ from dfuser.vfs.kernfs.views_dev import DevViews
 from dfuser.vfs.kernfs.views_lwkt import LwktViews
 from dfuser.vfs.kernfs.views_vfs import VfsViews
 
+from .tracing import COLUMNS, latency_view
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -48,6 +50,8 @@ def register(kernel: Kernel) -> None:
     ):
         part.register(views)
     views.add_rows("sysinit", "start-up steps in their order", steps)
+    views.add_rows("fuse_latency", "requests by opcode: count, latency, histogram 256 ns to 8 s",
+                   latency_view(kernel, "fuse"), columns=COLUMNS)  # fmt: skip
     for name, source in (
         ("sysctl", kernel.sysctl.statistics),
         ("synch", kernel.synch.statistics),

@@ -46,6 +46,7 @@ VERBS: Final = MappingProxyType(
         "ports": Verb("Inspect", "List message ports."),
         "dmesg": Verb("Inspect", "Show the kernel log."),
         "ktr": Verb("Inspect", "Show and switch kernel tracing."),
+        "trace": Verb("Inspect", "Show the host's requests as they come, decoded."),
         "ddb": Verb("Inspect", "Run a command of the kernel debugger."),
         "soak": Verb("Test", "Load a mounted dfuser for minutes and check it."),
         "config": Verb("Set up", "Show every setting and where its value comes from."),

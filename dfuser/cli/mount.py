@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .exits import CliError, ExitCode
-from .plan import make_plan
+from .plan import TRANSPORTS, make_plan
 from .verb import verb
 
 if TYPE_CHECKING:
@@ -80,12 +80,14 @@ def _to_file(sink: ServerLog) -> None:
               help="Stay in the foreground (the rule on a terminal).")  # fmt: skip
 @click.option("-d", "--daemon", is_flag=True, help="Return when the mount is ready.")
 @click.option("-o", "options", multiple=True, metavar="OPT[,OPT]...", help="See above.")
+@click.option("--transport", type=click.Choice(TRANSPORTS),
+              help="Who serves requests (default: device).")  # fmt: skip
 @click.option("--log", type=click.Path(dir_okay=False), metavar="FILE",
               help="Write the log there (a daemon: default in the state directory).")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="In the foreground: warnings and errors only.")
 def command(
     source: str, directory: str, foreground: bool, daemon: bool, options: tuple[str, ...],
-    log: str | None, quiet: bool,
+    transport: str | None, log: str | None, quiet: bool,
 ) -> int:  # fmt: skip
     """Boot a kernel and mount it on a directory.
 
@@ -97,6 +99,8 @@ def command(
       ro               nobody can change anything
       nonempty         mount over a directory that is not empty
       writeback        let the host collect small writes: faster, less coherent
+      onemount         show /tmp, /dev and the rest through the root's mount, not as their own
+      noopen           no requests for open and close; opens and locks are not seen inside
       ncpu=N           logical CPUs
       memory=SIZE      physical memory, as 512m or 2g
       hostname=NAME, seed=N, maxvnodes=N, state_dir=DIR
@@ -110,7 +114,7 @@ def command(
     """
     if foreground and daemon:
         raise click.UsageError("-f and -d contradict each other: use one")
-    plan = make_plan(source, directory, options)
+    plan = make_plan(source, directory, options, transport=transport)
     if daemon or not (foreground or sys.stderr.isatty() or os.environ.get("NOTIFY_SOCKET")):
         return in_background(plan, log)
     return in_foreground(plan, not quiet, log)

@@ -29,14 +29,17 @@ _DROPPED: Final = frozenset(
 )  # fmt: skip
 _KERNEL: Final = frozenset({"ncpu", "memory", "hostname", "seed", "maxvnodes", "state_dir"})
 _NUMBERS: Final = frozenset({"ncpu", "seed", "maxvnodes"})
-_SWITCHES: Final = frozenset({"allow_other", "nonempty", "writeback", "ro"})
+_SWITCHES: Final = frozenset({"allow_other", "nonempty", "writeback", "ro", "onemount", "noopen"})
+
+#: Who may serve requests, the default first.
+TRANSPORTS: Final = ("device", "pyfuse3")
 
 
 class MountWords(NamedTuple):
     """What the words after ``-o`` say."""
 
     switches: frozenset[str]
-    """Of allow_other, nonempty, writeback, ro."""
+    """Of allow_other, nonempty, writeback, ro, onemount, noopen."""
     kernel: dict[str, str]
     """Settings of the kernel."""
     root: str
@@ -51,6 +54,8 @@ class Plan(NamedTuple):
     """Absolute, without symbolic links."""
     fsname: str
     switches: frozenset[str]
+    transport: str = "device"
+    """Who serves requests: "device" or "pyfuse3"."""
 
 
 def parse_words(options: Iterable[str]) -> MountWords:
@@ -79,9 +84,16 @@ def parse_words(options: Iterable[str]) -> MountWords:
 
 
 def make_plan(
-    source: str, mountpoint: str, options: Iterable[str], flags: dict[str, Any] | None = None
+    source: str,
+    mountpoint: str,
+    options: Iterable[str],
+    flags: dict[str, Any] | None = None,
+    transport: str | None = None,
 ) -> Plan:
     """The plan for ``dfuser mount source mountpoint -o options``.
+
+    ``transport`` is who serves; None: what the environment variable DFUSER_TRANSPORT says, else the
+    default.
 
     Raises `CliError`: a source that cannot be mounted, a setting that cannot be used.
     """
@@ -89,6 +101,10 @@ def make_plan(
     from dfuser.client.instances import canonical
 
     words = parse_words(options)
+    transport = transport or os.environ.get("DFUSER_TRANSPORT") or TRANSPORTS[0]
+    if transport not in TRANSPORTS:
+        known = " or ".join(TRANSPORTS)
+        raise CliError(ExitCode.USAGE, f"there is no transport {transport!r}: use {known}")
     path = _toml_path(source)
     try:
         config = load({**words.kernel, **(flags or {})}, os.environ, path)
@@ -98,7 +114,7 @@ def make_plan(
         raise CliError(ExitCode.USAGE, str(error)) from None
     config = _root_options(config, words.root)
     fsname = "tmpfs" if path is None else os.path.abspath(path)
-    return Plan(config, canonical(mountpoint), fsname, words.switches)
+    return Plan(config, canonical(mountpoint), fsname, words.switches, transport)
 
 
 def _root_options(config: Config, options: str) -> Config:

@@ -158,6 +158,9 @@ class Server:
             read_only="ro" in switches,
             nonempty="nonempty" in switches,
             writeback="writeback" in switches,
+            transport=self.plan.transport,
+            onemount="onemount" in switches,
+            noopen="noopen" in switches,
         )
 
     def _boot(self) -> Kernel:
@@ -206,8 +209,9 @@ class Server:
         """Mount, serve, and take everything down again."""
         kernel = self.kernel
         session = self.session = FuseSession(
-            kernel.vfs, kernel.lwkt, kernel.procs, self._options(), kernel.report, kernel.panicked
-        )
+            kernel.vfs, kernel.lwkt, kernel.procs, self._options(), kernel.report, kernel.panicked,
+            kernel.posixlocks,
+        )  # fmt: skip
         kernel.on_panic(self._panic.set)
         async with trio.open_nursery() as nursery:
             session.mount()

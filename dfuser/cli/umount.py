@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from dfuser.client import Connection, ConnectionLost, Instance, KernelError, instances
+from dfuser.client import Connection, Instance, KernelError, instances
 from dfuser.client.instances import birth, canonical, unregister
 from dfuser.fuse import mountpoint as host
 from dfuser.fuse.mountpoint import MountError
@@ -20,23 +20,13 @@ from .output import warn
 from .stale import is_stale
 from .verb import verb
 
-#: Seconds a sync may take, and the server after the unmount.
-SYNC_TIME: Final = 60.0
+#: Seconds that a sync with the unmount may take, and the server after it.
 EXIT_TIME: Final = 60.0
 
 
 def find(path: str) -> Instance | None:
     """The instance mounted exactly on ``path``; None when there is none of this user."""
     return next((item for item in instances() if item.mountpoint == path), None)
-
-
-def sync(instance: Instance) -> None:
-    """Have the kernel write what is dirty; an unmount does not depend on it."""
-    try:
-        with Connection(instance.socket, "dfuser umount") as kernel:
-            kernel.waitmsg(kernel.sendmsg("kernel", "sync"), SYNC_TIME)
-    except (OSError, ConnectionLost, KernelError) as error:
-        warn(f"the kernel could not be asked to sync: {error}")
 
 
 def detach(path: str, lazy: bool) -> None:
@@ -52,6 +42,26 @@ def detach(path: str, lazy: bool) -> None:
             ExitCode.MOUNTPOINT,
             f"{path} is in use by {who or 'somebody you may not see'}: end them, or use --lazy",
         ) from None
+
+
+def ask(instance: Instance, lazy: bool) -> bool:
+    """Have the server sync and detach all its mounts, inner before outer.
+
+    Returns:
+        False when it cannot be asked: the mount is to be taken away from outside.
+
+    Raises:
+        CliError: somebody is inside.
+    """
+    try:
+        with Connection(instance.socket, "dfuser umount") as kernel:
+            kernel.waitmsg(kernel.sendmsg("kernel", "stop", lazy=lazy), EXIT_TIME)
+    except KernelError as error:
+        text = f"{error.strerror}: end them, or use --lazy"
+        raise CliError(ExitCode.MOUNTPOINT, text) from None
+    except OSError:
+        return False
+    return True
 
 
 def wait_for_exit(instance: Instance, seconds: float) -> bool:
@@ -107,10 +117,10 @@ def command(directory: str, lazy: bool) -> None:
         detach(path, lazy)
         return
     if host.mounted_at(path) is not None:
-        sync(instance)
         deadline = time.monotonic() + EXIT_TIME
-        with contextlib.suppress(CliError) if _ended(instance) else contextlib.nullcontext():
-            detach(path, lazy)
+        if not ask(instance, lazy) and host.mounted_at(path) is not None:
+            with contextlib.suppress(CliError) if _ended(instance) else contextlib.nullcontext():
+                detach(path, lazy)
     else:
         deadline = time.monotonic() + EXIT_TIME
     if lazy:

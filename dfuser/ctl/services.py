@@ -15,6 +15,7 @@ ps     processes and threads                                lwkt_services.py
 ports  message ports                                        lwkt_services.py
 ktr    trace masters and entries                            lwkt_services.py
 log    the kernel log, also as it comes                     lwkt_services.py
+trace  lines and latencies of a layer, as they come         trace_services.py
 vfs    mounts, names, vnodes                                vfs_services.py
 ====== ==================================================== =====================
 
@@ -37,6 +38,7 @@ from dfuser.vfs.kernfs.registry import plain
 from .hostjob import HostJobs
 from .lwkt_services import KtrService, LogService, PortsService, PsService
 from .service import Service, command
+from .trace_services import TraceService
 from .vfs_services import VfsService
 
 if TYPE_CHECKING:
@@ -267,5 +269,6 @@ def make_services(
         PortsService(kernel),
         KtrService(kernel),
         LogService(kernel),
+        TraceService(kernel),
         VfsService(kernel),
     ]

@@ -1,40 +1,45 @@
-"""Attributes as pyfuse3 wants them.
+"""What the host is shown of a file's attributes, and the packed records of them.
 
-Packing an ``EntryAttributes`` costs more than finding a file, so the packed record of a vnode is
-kept in ``Vnode.attr_cache`` until a file system says that something changed (`Vnode.attr_changed`).
-Records are bounded: the oldest are dropped when more than the limit are packed.
+Packing attributes into what a transport sends costs more than finding a file, so the record of a
+file is kept until a file system says that something changed (`Vnode.attr_changed`). It hangs twice:
+on the node, which names the file in it, and on the vnode, which knows when it goes stale; it is
+good while both hold the same object. Records are bounded: the oldest are dropped when more than the
+limit are packed.
 
-The flags of a mount inside are the host's business too, and it knows only one mount, ours. What it
-decides by itself from a mode is told by the mode: files of a noexec mount have no x bit, those of a
-nosuid mount no set-id bits. The bits stay stored, and are seen where the mount lets them.
+A transport packs in its own form (`Packer`): 128 bytes of the protocol for the device, an object of
+pyfuse3's for the other. What goes in is decided here, once for both:
 
-Device nodes of a synthetic file system are shown as regular files: the host would otherwise open
-its own device instead of asking us. Their true type and number are in the extended attributes
-``user.dfuser.type`` and ``user.dfuser.rdev``.
+* The flags of a mount are the host's business too. What it cannot know, because it sees several of
+  our mounts as one, is told by the mode: files of a noexec mount have no x bit, those of a nosuid
+  mount no set-id bits. The bits stay stored, and are seen where the mount lets them. A mount on a
+  connection of its own shows them as they are: the host has the flags itself.
+* Device nodes of a synthetic file system are shown as regular files: the host would otherwise open
+  its own device instead of asking us. Their true type and number are in the extended attributes
+  ``user.dfuser.type`` and ``user.dfuser.rdev``.
+
+Counterpart: vn_stat (sys/kern/vfs_vnops.c).
+Invariants: a record that is sent says what `vop_getattr` would say now; every node with a record
+stands in `NodeTable.packed`.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-from typing import TYPE_CHECKING, Final
-
-import pyfuse3
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from dfuser.libkern.stat import S_ISGID, S_ISUID, VType, vttoif
-from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.nullfs.vfsops import NullMount
 
 if TYPE_CHECKING:
     from dfuser.vfs.mount import Mount
-    from dfuser.vfs.vattr import Statfs, Vattr
+    from dfuser.vfs.vattr import Vattr
     from dfuser.vfs.vnode import Vnode
 
-    from .nodes import Node
+    from .nodes import Node, NodeTable
 
 #: Seconds the host may keep names and attributes of mounts that tell it about every change.
-LONG_TIMEOUT: Final = 86400.0
+LONG_TIMEOUT: Final = 86400
 #: One part in this many of the records is dropped at a time.
 EVICT_PART: Final = 8
 #: Coherence class whose files the host must ask about each time.
@@ -44,60 +49,95 @@ SHOWN_FLAGS: Final = MNT.NOEXEC | MNT.NOSUID
 _X_BITS: Final = 0o111
 
 
+class Shown(NamedTuple):
+    """What the host is shown besides the attributes as they are."""
+
+    mode: int
+    """File type and permissions."""
+    rmajor: int
+    rminor: int
+    timeout: int
+    """Seconds that name and attributes may be kept."""
+
+
+class Packer(Protocol):
+    """How a transport packs."""
+
+    def entry(self, nodeid: int, va: Vattr, shown: Shown) -> Any:
+        """The record of a file."""
+
+    def negative(self, timeout: int) -> Any:
+        """The record that says "no such name" for ``timeout`` seconds."""
+
+    def bare(self, ino: int, dtype: int) -> Any:
+        """The record of ``.`` or ``..`` in a listing: names a file, counts no lookup."""
+
+
 class AttrCache:
-    """Packs attributes and bounds how many packed records are kept."""
+    """Packs attributes of one connection's files and bounds how many records are kept.
 
-    sysctl_limit = Sysctl(
-        "vfs.fuse.attr_limit",
-        "packed attribute records kept",
-        attr="limit",
-        flags=CtlFlag.RW,
-        minimum=0,
-        maximum=10_000_000,
-    )
-    sysctl_packed = Sysctl("vfs.fuse.attr_packed", "attribute records packed", attr="packed")
+    Args:
+        nodes: the files.
+        packer: the transport's form.
+        host_flags: MNT.* flags that the host enforces by itself for all files here.
+        limit: records kept.
+    """
 
-    __slots__ = ("_order", "limit", "packed")
+    __slots__ = ("host_flags", "limit", "negatives", "nodes", "packed", "packer")
 
-    def __init__(self, limit: int = 65536) -> None:
+    def __init__(
+        self, nodes: NodeTable, packer: Packer, host_flags: int = 0, limit: int = 65536
+    ) -> None:
+        self.nodes = nodes
+        self.packer = packer
+        self.host_flags = host_flags
         self.limit = limit
         self.packed = 0
-        self._order: dict[Vnode, None] = {}
+        #: "No such name", to be remembered for long and not at all.
+        self.negatives = (packer.negative(LONG_TIMEOUT), packer.negative(0))
 
-    def entry(self, node: Node, vp: Vnode) -> pyfuse3.EntryAttributes:
+    def entry(self, node: Node, vp: Vnode) -> Any:
         """The packed attributes of ``vp`` under the number of ``node``."""
-        entry = vp.attr_cache
-        if entry is not None and entry.st_ino == node.nodeid:
-            return entry  # type: ignore[no-any-return]
+        record = node.packed
+        if record is not None and record is vp.attr_cache:
+            return record
         mount = node.mount
-        entry = pack(mount, node.nodeid, vp.ops.use.vop_getattr(vp))
+        record = self.pack(mount, node.nodeid, vp.ops.use.vop_getattr(vp))
         self.packed += 1
         if mount.coherence != VOLATILE:
-            vp.attr_cache = entry
-            order = self._order
-            order[vp] = None
+            vp.attr_cache = node.packed = record
+            order = self.nodes.packed
+            order[node] = None
             if len(order) > self.limit:
                 self._evict()
-        return entry
+        return record
+
+    def pack(self, mount: Mount, nodeid: int, va: Vattr) -> Any:
+        """A new record for ``va``, kept nowhere."""
+        return self.packer.entry(nodeid, va, show(mount, va, self.host_flags))
+
+    def negative(self, mount: Mount) -> Any:
+        """The answer "no such name" in ``mount``."""
+        return self.negatives[mount.coherence == VOLATILE]
 
     def _evict(self) -> None:
         """Drop the oldest records, a batch at a time: finding the first of a dict is not free."""
-        order = self._order
+        order = self.nodes.packed
         surplus = len(order) - self.limit + self.limit // EVICT_PART
-        for vp in list(itertools.islice(order, surplus)):
-            del order[vp]
-            vp.attr_cache = None
+        for node in list(itertools.islice(order, surplus)):
+            del order[node]
+            node.packed = None
 
-    def drop(self, vp: Vnode) -> None:
-        """Forget the record of a vnode that is being reclaimed."""
+    @staticmethod
+    def drop(vp: Vnode) -> None:
+        """Forget the records of a vnode that is being reclaimed."""
         vp.attr_cache = None
-        self._order.pop(vp, None)
 
     def clear(self) -> None:
         """Drop every record (at unmount)."""
-        for vp in self._order:
-            vp.attr_cache = None
-        self._order.clear()
+        for node in self.nodes.packed:
+            node.packed = None
+        self.nodes.packed.clear()
 
 
 def mount_below(mount: Mount) -> Mount | None:
@@ -112,60 +152,22 @@ def flags_of(mount: Mount) -> int:
     return mount.flag if below is None else mount.flag | below.flag
 
 
-def pack(mount: Mount, nodeid: int, va: Vattr) -> pyfuse3.EntryAttributes:
-    """An ``EntryAttributes`` for ``va``."""
-    entry = pyfuse3.EntryAttributes()
+def show(mount: Mount, va: Vattr, host_flags: int = 0) -> Shown:
+    """What the host is told of a file with attributes ``va`` in ``mount``."""
     volatile = mount.coherence == VOLATILE
     vtype = va.type
+    rmajor = rminor = 0
     if vtype is VType.VCHR or vtype is VType.VBLK:
         if volatile:
             vtype = VType.VREG
         else:
-            entry.st_rdev = os.makedev(va.rmajor, va.rminor)
-    entry.st_ino = nodeid
-    entry.generation = 1
-    timeout = 0.0 if volatile else LONG_TIMEOUT
-    entry.entry_timeout = timeout
-    entry.attr_timeout = timeout
+            rmajor, rminor = va.rmajor, va.rminor
     mode = va.mode or 0
     if vtype is VType.VREG:
-        flags = flags_of(mount)
-        if flags & SHOWN_FLAGS:
-            if flags & MNT.NOEXEC:
+        hidden = flags_of(mount) & SHOWN_FLAGS & ~host_flags
+        if hidden:
+            if hidden & MNT.NOEXEC:
                 mode &= ~_X_BITS
-            if flags & MNT.NOSUID:
+            if hidden & MNT.NOSUID:
                 mode &= ~(S_ISUID | S_ISGID)
-    entry.st_mode = vttoif(vtype) | mode
-    entry.st_nlink = va.nlink
-    entry.st_uid = va.uid or 0
-    entry.st_gid = va.gid or 0
-    entry.st_size = va.size or 0
-    entry.st_blksize = va.blocksize
-    entry.st_blocks = (va.bytes + 511) >> 9
-    entry.st_atime_ns = va.atime or 0
-    entry.st_mtime_ns = va.mtime or 0
-    entry.st_ctime_ns = va.ctime or 0
-    return entry
-
-
-def negative(*, volatile: bool) -> pyfuse3.EntryAttributes:
-    """The answer "no such name"; of a volatile mount the host must not remember it."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = 0
-    entry.entry_timeout = 0.0 if volatile else LONG_TIMEOUT
-    entry.attr_timeout = 0.0
-    return entry
-
-
-def statvfs(sf: Statfs) -> pyfuse3.StatvfsData:
-    """File system figures for the host."""
-    data = pyfuse3.StatvfsData()
-    data.f_bsize = data.f_frsize = sf.bsize
-    data.f_blocks = sf.blocks
-    data.f_bfree = sf.bfree
-    data.f_bavail = sf.bavail
-    data.f_files = sf.files
-    data.f_ffree = sf.ffree
-    data.f_favail = sf.favail
-    data.f_namemax = sf.namemax
-    return data
+    return Shown(vttoif(vtype) | mode, rmajor, rminor, 0 if volatile else LONG_TIMEOUT)

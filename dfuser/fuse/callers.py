@@ -81,8 +81,11 @@ def process_of(tid: int) -> int:
 
 
 def groups_of(pid: int) -> tuple[int, ...]:
-    """The supplementary groups of host thread ``pid``; empty when it cannot be seen."""
-    if pid <= 0:
+    """The supplementary groups of host thread ``pid``; empty when it cannot be seen.
+
+    A ``/proc`` of another pid namespace may show a stranger by that number: it is not asked.
+    """
+    if pid <= 0 or not proc_is_ours():
         return ()
     try:
         with open(f"/proc/{pid}/status", "rb") as status:

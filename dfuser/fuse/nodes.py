@@ -4,11 +4,13 @@ A nodeid is a file handle, not a pinned vnode. It names a mount and an inode of 
 vnode behind it may be reclaimed and comes back through ``vfs_vget`` when the host asks again. The
 host may therefore remember millions of files while vnodes stay within ``kern.maxvnodes``.
 
-The number is ``(mount index - 1) << 48 | inode`` and the root directory of the first mount is 1,
-as FUSE demands. Mount indices and inode numbers are never reused, so nodeids are not either, and
-two files never share one. pyfuse3 reports the nodeid as ``st_ino``: programs that find hard links
-by (st_dev, st_ino) are right about every mount behind the connection. An inode number that does
-not fit below the mount index is given a number from a table of its own.
+The number is ``(mount index - index of the connection's mount) << 48 | inode``, and the root
+directory of the connection is 1, as FUSE demands. So the files of the mount that a connection was
+made for have their own inode numbers, and those of mounts inside that came later, seen through the
+same connection, have others. Mount indices and inode numbers are never reused, so nodeids are not
+either, and two files never share one. The nodeid is shown as ``st_ino``: programs that find hard
+links by (st_dev, st_ino) are right about every mount behind the connection. An inode number that
+does not fit below the mount index is given a number from a table of its own.
 
 There is one exception to "not pinned": a file whose last name is removed while the host holds its
 number. No handle could bring it back, and the host may still open it (it had found the name
@@ -21,10 +23,9 @@ root, which always does; a node's ``vp`` is None or alive.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dfuser.libkern.errno import ENOENT, EOVERFLOW, ESTALE, KError
-from dfuser.libkern.sysctl import Sysctl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,9 +46,13 @@ _TABLE_BASE: Final = 0x7FFF << INO_BITS
 class Node:
     """What the host knows by one nodeid."""
 
-    __slots__ = ("ino", "mount", "next", "nlookup", "nodeid", "pinned", "plain", "vp")
+    __slots__ = (
+        "ino", "mount", "next", "nlookup", "nodeid", "packed", "pinned", "plain", "table", "vp",
+    )  # fmt: skip
 
-    def __init__(self, nodeid: int, mount: Mount, ino: int) -> None:
+    def __init__(self, table: NodeTable, nodeid: int, mount: Mount, ino: int) -> None:
+        #: The connection's table it stands in.
+        self.table = table
         self.nodeid = nodeid
         self.mount = mount
         self.ino = ino
@@ -56,8 +61,11 @@ class Node:
         #: The vnode while it lives; unreferenced (unless ``pinned``), cleared at its reclaim.
         self.vp: Vnode | None = None
         self.pinned = False
-        #: Known to have no ``security.capability``.
+        #: Known to lack the extended attribute that is asked for most: ``security.capability`` of
+        #: a file, the default access control list of a directory.
         self.plain = False
+        #: The packed attributes (`attr.AttrCache`); None, or stale unless the vnode has them too.
+        self.packed: Any = None
         #: Another node on the same vnode (seen through another mount).
         self.next: Node | None = None
 
@@ -75,33 +83,30 @@ class NodeStatistics(NamedTuple):
 class NodeTable:
     """All nodeids that the host holds."""
 
-    sysctl_nodes = Sysctl("vfs.fuse.nodes", "nodeids the host holds", getter="_count")
-    sysctl_revived = Sysctl(
-        "vfs.fuse.revived",
-        "nodeids whose vnode had been reclaimed and was fetched again",
-        attr="revived",
-    )
-
-    def __init__(self, mount_by_index: Callable[[int], Mount | None]) -> None:
-        """``mount_by_index`` finds a live mount by its index."""
+    def __init__(
+        self, mount_by_index: Callable[[int], Mount | None], connection: Any = None
+    ) -> None:
+        """``mount_by_index`` finds a live mount by its index; ``connection`` owns the table."""
+        self.connection = connection
         self.by_id: dict[int, Node] = {}
+        #: Nodes with packed attributes, oldest first; kept by `attr.AttrCache`.
+        self.packed: dict[Node, None] = {}
+        self._base = 1
         self._mount_by_index = mount_by_index
         self.created = 0
         self.forgotten = 0
         self.revived = 0
         self._root_key = 0
         #: Pinned vnodes that a forced unmount took, to be given back when it is over.
-        self._orphans: list[Vnode] = []
+        self.orphans: list[Vnode] = []
         self._large: dict[tuple[int, int], int] = {}
         self._large_next = _TABLE_BASE
 
-    def _count(self) -> int:
-        return len(self.by_id)
-
     def set_root(self, mount: Mount, vp: Vnode) -> Node:
-        """Make ``vp``, the root of ``mount``, node 1."""
-        self._root_key = (mount.index - 1) << INO_BITS | vp.ino
-        node = self.by_id[FUSE_ROOT_ID] = Node(FUSE_ROOT_ID, mount, vp.ino)
+        """Make ``vp``, the root of ``mount``, node 1; ``mount`` is the connection's own."""
+        self._base = mount.index
+        self._root_key = vp.ino
+        node = self.by_id[FUSE_ROOT_ID] = Node(self, FUSE_ROOT_ID, mount, vp.ino)
         self.bind(node, vp)
         return node
 
@@ -110,15 +115,15 @@ class NodeTable:
 
         Raises EOVERFLOW when the kernel has made more mounts than the numbering has room for.
         """
-        index = mount.index - 1
-        if 0 < ino < INO_LIMIT and index <= _MAX_INDEX:
+        index = mount.index - self._base
+        if 0 < ino < INO_LIMIT and 0 <= index <= _MAX_INDEX:
             number = index << INO_BITS | ino
             if number != self._root_key:
                 if number != FUSE_ROOT_ID:
                     return number
             else:
                 return FUSE_ROOT_ID
-        if index > _MAX_INDEX:
+        if not 0 <= index <= _MAX_INDEX:
             raise KError(EOVERFLOW, "too many mounts were made since this kernel booted")
         key = (index, ino)
         number = self._large.get(key, 0)
@@ -140,13 +145,13 @@ class NodeTable:
         """
         node = vp.handle
         while node is not None:
-            if node.mount is mount:
+            if node.mount is mount and node.table is self:
                 return node  # type: ignore[no-any-return]
             node = node.next
         nodeid = self.nodeid(mount, vp.ino)
         known = self.by_id.get(nodeid)
         if known is None:
-            known = self.by_id[nodeid] = Node(nodeid, mount, vp.ino)
+            known = self.by_id[nodeid] = Node(self, nodeid, mount, vp.ino)
             self.created += 1
         self.bind(known, vp)
         return known
@@ -156,7 +161,7 @@ class NodeTable:
         nodeid = self.nodeid(mount, ino)
         node = self.by_id.get(nodeid)
         if node is None:
-            node = self.by_id[nodeid] = Node(nodeid, mount, ino)
+            node = self.by_id[nodeid] = Node(self, nodeid, mount, ino)
             self.created += 1
         return node
 
@@ -185,7 +190,7 @@ class NodeTable:
         if nodeid in self.by_id:
             node, vp = self.vnode(nodeid)
             return node.mount, vp
-        mount = self._mount_by_index((nodeid >> INO_BITS) + 1)
+        mount = self._mount_by_index((nodeid >> INO_BITS) + self._base)
         ino = nodeid & (INO_LIMIT - 1)
         if mount is None or nodeid > _TABLE_BASE or not ino:
             raise KError(ESTALE)
@@ -204,8 +209,9 @@ class NodeTable:
                 raise KError(ESTALE) from None
             raise
 
-    def pin(self, vp: Vnode) -> None:
-        """``vp`` has lost its last name: keep it while the host holds a number of it."""
+    @staticmethod
+    def pin(vp: Vnode) -> None:
+        """``vp`` has lost its last name: keep it while the host holds a number of it anywhere."""
         node = vp.handle
         while node is not None:
             if node.nlookup > 0 and not node.pinned:
@@ -213,15 +219,16 @@ class NodeTable:
                 vp.ref()
             node = node.next
 
-    def reclaimed(self, vp: Vnode) -> None:
-        """``vp`` is being reclaimed: its nodes stay, without it."""
+    @staticmethod
+    def reclaimed(vp: Vnode) -> None:
+        """``vp`` is being reclaimed: its nodes, of every connection, stay without it."""
         node = vp.handle
         vp.handle = None
         while node is not None:
             node.vp = None
             if node.pinned:
                 node.pinned = False
-                self._orphans.append(vp)
+                node.table.orphans.append(vp)
             node.next, node = None, node.next
 
     def unmounted(self) -> list[Node]:
@@ -237,7 +244,7 @@ class NodeTable:
         ]
         for node in gone:
             self._unbind(node)
-        orphans, self._orphans = self._orphans, []
+        orphans, self.orphans = self.orphans, []
         for vp in orphans:
             vp.rele()
         return gone
@@ -254,9 +261,11 @@ class NodeTable:
     def discard(self, node: Node) -> None:
         """Take a node without lookups out of the table."""
         del self.by_id[node.nodeid]
+        self.packed.pop(node, None)
+        node.packed = None
         self.forgotten += 1
         if node.nodeid > _TABLE_BASE:
-            self._large.pop((node.mount.index - 1, node.ino), None)
+            self._large.pop((node.mount.index - self._base, node.ino), None)
         self._unbind(node)
 
     @staticmethod

@@ -6,7 +6,11 @@ command line, the same file seen through a second mount) is sent here as an inva
 
 Invalidations are written by an OS thread of their own, after the change and while nothing is
 held: the host's kernel may take a directory lock that a request we are serving holds, so that
-writing from the kernel's thread would deadlock. pyfuse3 releases the GIL during the call.
+writing from the kernel's thread would deadlock. The GIL is free during the call.
+
+A file may be known on several connections (its mount's own, and that of a null mount); each is told
+by itself. A name that something is mounted on is only expired: an invalidation would make the host
+detach what is mounted there.
 
 The queue merges equal messages and is bounded by ``vfs.fuse.notify_limit``. When it is full the
 messages are dropped together and every node the host holds is invalidated instead: slow, never
@@ -23,33 +27,53 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
 
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
+from dfuser.vfs.namecache import NCF
 from dfuser.vfs.vnode import V
 
 from .attr import VOLATILE, mount_below
+from .nodes import NodeTable
 
 if TYPE_CHECKING:
     from dfuser.vfs.mount import Mount
     from dfuser.vfs.vnode import Vnode
 
-    from .attr import AttrCache
-    from .nodes import NodeTable
     from .request import RequestContext
 
 _log = logging.getLogger(__name__)
 
-#: A message: (nodeid, name) for a name, (nodeid, None) for attributes and pages, and a flag.
+#: What a message says: of a file its attributes, or its pages too; of a name that it is void, or
+#: (something is mounted there) only old.
 _ATTR: Final = 1
 _DATA: Final = 2
+_EXPIRE: Final = 4
 #: Longest that `Notifier.stop` waits for a message the host is slow to take.
 STOP_SECONDS: Final = 5
 #: Longest that a command waits until the host has heard what it changed.
 SETTLE_SECONDS: Final = 2
+
+
+class Listener(Protocol):
+    """A connection, as the notifier knows it."""
+
+    @property
+    def nodes(self) -> NodeTable:
+        """What the host holds on it."""
+
+    def inval_entry(self, nodeid: int, name: bytes, expire: bool) -> None:
+        """Write one invalidation of a name. May block. Raises OSError when it is refused."""
+
+    def inval_inode(self, nodeid: int, attr_only: bool) -> None:
+        """Write one invalidation of a file."""
+
+
+#: (connection, nodeid, name), the name None for the file itself.
+_Key = tuple[Listener, int, bytes | None]
 
 
 class NotifyStatistics(NamedTuple):
@@ -67,11 +91,8 @@ class Notifier:
     """The `HostCache` of a mounted kernel.
 
     Args:
-        nodes: what the host holds.
-        attrs: the packed attribute records, which live and die with vnodes.
+        listeners: the connections there are.
         context: tells whether the running code serves the host.
-        inval_entry: ``(parent nodeid, name)``; writes one invalidation, may block.
-        inval_inode: ``(nodeid, attributes only)``; likewise.
     """
 
     sysctl_limit = Sysctl(
@@ -89,25 +110,19 @@ class Notifier:
 
     def __init__(
         self,
-        nodes: NodeTable,
-        attrs: AttrCache,
+        listeners: Callable[[], Iterable[Listener]],
         context: RequestContext,
-        inval_entry: Callable[[int, bytes], None],
-        inval_inode: Callable[[int, bool], None],
         limit: int = 65536,
     ) -> None:
-        self.nodes = nodes
-        self.attrs = attrs
+        self._listeners = listeners
         self.context = context
-        self._inval_entry = inval_entry
-        self._inval_inode = inval_inode
         self.limit = limit
         self.queued = 0
         self.sent = 0
         self.merged = 0
         self.refused = 0
         self.resyncs = 0
-        self._queue: dict[tuple[int, bytes | None], int] = {}
+        self._queue: dict[_Key, int] = {}
         self._cond = threading.Condition()
         self._stopping = False
         self._writing = False
@@ -123,8 +138,9 @@ class Notifier:
             return
         while node is not None:
             if node.mount.coherence != VOLATILE:
-                self._put(node.nodeid, name, _ATTR)
-                self._put(node.nodeid, None, _ATTR)
+                listener = node.table.connection
+                self._put(listener, node.nodeid, name, _EXPIRE if covered(dvp, name) else _ATTR)
+                self._put(listener, node.nodeid, None, _ATTR)
             node = node.next
 
     def attr_changed(self, vp: Vnode) -> None:
@@ -136,7 +152,7 @@ class Notifier:
             node.plain = False
             node = node.next
         if vp.flag & V.FINALIZE and not vp.ops.use.vop_getattr(vp).nlink:
-            self.nodes.pin(vp)
+            NodeTable.pin(vp)
         self._changed(vp, _ATTR)
 
     def data_changed(self, vp: Vnode) -> None:
@@ -145,21 +161,26 @@ class Notifier:
 
     def vnode_reclaimed(self, vp: Vnode) -> None:
         """The vnode goes, its nodes stay."""
-        self.attrs.drop(vp)
-        self.nodes.reclaimed(vp)
+        vp.attr_cache = None
+        NodeTable.reclaimed(vp)
 
     def mount_changed(self, mount: Mount) -> None:
-        """The flags of a mount are others: what was packed from its files is void."""
-        for node in self.nodes.by_id.values():
-            if node.mount is mount or mount_below(node.mount) is mount:
-                if node.vp is not None:
-                    node.vp.attr_cache = None
-                self._put(node.nodeid, None, _ATTR)
+        """The flags of a mount are others: what was packed from its files is void.
+
+        Pages go as well: the host may keep what links say, which must not be followed any more.
+        """
+        for listener in self._listeners():
+            for node in listener.nodes.by_id.values():
+                if node.mount is mount or mount_below(node.mount) is mount:
+                    if node.vp is not None:
+                        node.vp.attr_cache = None
+                    self._put(listener, node.nodeid, None, _DATA)
 
     def unmounted(self) -> None:
         """A mount has gone: the host must not answer from its caches for files that were open."""
-        for node in self.nodes.unmounted():
-            self._put(node.nodeid, None, _DATA)
+        for listener in self._listeners():
+            for node in listener.nodes.unmounted():
+                self._put(listener, node.nodeid, None, _DATA)
 
     def _changed(self, vp: Vnode, what: int) -> None:
         node = vp.handle
@@ -167,11 +188,11 @@ class Notifier:
             return
         while node is not None:
             if node.mount.coherence != VOLATILE:
-                self._put(node.nodeid, None, what)
+                self._put(node.table.connection, node.nodeid, None, what)
             node = node.next
 
-    def _put(self, nodeid: int, name: bytes | None, what: int) -> None:
-        key = (nodeid, name)
+    def _put(self, listener: Listener, nodeid: int, name: bytes | None, what: int) -> None:
+        key = (listener, nodeid, name)
         with self._cond:
             queue = self._queue
             before = queue.get(key)
@@ -182,24 +203,26 @@ class Notifier:
             if len(queue) >= self.limit:
                 queue.clear()
                 self.resyncs += 1
-                for known in self._everything():
-                    queue[known] = _DATA
+                queue.update(self._everything())
             queue[key] = what
             self.queued += 1
             self._cond.notify()
 
-    def _everything(self) -> list[tuple[int, bytes | None]]:
-        keys: list[tuple[int, bytes | None]] = []
-        for node in self.nodes.by_id.values():
-            keys.append((node.nodeid, None))
-            vp = node.vp
-            kids = self._names(vp) if vp is not None else ()
-            keys.extend((node.nodeid, name) for name in kids)
-        return keys
+    def _everything(self) -> Iterator[tuple[_Key, int]]:
+        for listener in self._listeners():
+            for node in listener.nodes.by_id.values():
+                yield (listener, node.nodeid, None), _DATA
+                vp = node.vp
+                for ncp in vp.ncps() if vp is not None else ():
+                    for name, child in (ncp.children or {}).items():
+                        mounted = child.flags & NCF.ISMOUNTPT
+                        yield (listener, node.nodeid, name), _EXPIRE if mounted else _ATTR
 
-    @staticmethod
-    def _names(vp: Vnode) -> tuple[bytes, ...]:
-        return tuple(name for ncp in vp.ncps() for name in ncp.children or ())
+    def gone(self, listener: Listener) -> None:
+        """A connection has ended: what waits for it is moot."""
+        with self._cond:
+            for key in [key for key in self._queue if key[0] is listener]:
+                del self._queue[key]
 
     @property
     def busy(self) -> bool:
@@ -261,13 +284,13 @@ class Notifier:
             if self._stopping:
                 return
 
-    def _write(self, key: tuple[int, bytes | None], what: int) -> None:
-        nodeid, name = key
+    def _write(self, key: _Key, what: int) -> None:
+        listener, nodeid, name = key
         try:
             if name is not None:
-                self._inval_entry(nodeid, name)
+                listener.inval_entry(nodeid, name, what == _EXPIRE)
             else:
-                self._inval_inode(nodeid, what == _ATTR)
+                listener.inval_inode(nodeid, what == _ATTR)
         except FileNotFoundError:
             self.refused += 1
         except OSError as error:
@@ -282,3 +305,12 @@ class Notifier:
         return NotifyStatistics(
             self.queued, self.sent, self.merged, self.refused, self.resyncs, len(self._queue)
         )
+
+
+def covered(dvp: Vnode, name: bytes) -> bool:
+    """Whether something is mounted on a name of a directory."""
+    for ncp in dvp.ncps():
+        child = (ncp.children or {}).get(name)
+        if child is not None and child.flags & NCF.ISMOUNTPT:
+            return True
+    return False

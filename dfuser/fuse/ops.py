@@ -1,30 +1,26 @@
-"""The operations of the mount, one short method a request.
+"""The operations of a connection, one short method a request, whatever transport brought it.
 
-Each method is a plain function over the VFS cores (`dfuser.vfs.syscalls`); `request` and
-`fh_request` make it the coroutine that pyfuse3 calls, bind the caller, park what must wait and
-translate errors. A method answers or raises; it never waits.
+Each method is a plain function over the VFS cores (`dfuser.vfs.syscalls`). It runs in a context
+that the transport has bound (`request.RequestContext`), answers or raises `KError` or `Block`, and
+never waits. What it answers is in the transport's own form where that is packed once and kept
+(`attr.AttrCache`), else in plain numbers and bytes.
 
 The host's kernel has checked permissions (mount option ``default_permissions``), so the cores are
 asked not to check again; they could not, since FUSE does not pass supplementary groups.
 
-What pyfuse3 cannot carry (ioctl, lseek, fallocate, locks, copy_file_range, O_TMPFILE, statfs of an
-inner mount) is listed in CAVEATS.md.
+A caller (``ctx``) has ``uid``, ``gid`` and ``pid``. Operations on an open file get an `OpenFile`;
+they run for whoever opened it where the transport does not know better.
 
 Counterpart: the fuse_lowlevel operations of libfuse; our side is sys/kern/vfs_syscalls.c.
-Invariants: every reply that names a file counts one lookup on its node, and nothing else does;
+Invariants: every answer that names a file counts one lookup on its node, and nothing else does;
 ``.`` and ``..`` of a listing count none.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno as host_errno
-import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import pyfuse3
-
-from dfuser.libkern.acl import XATTR_ACCESS
+from dfuser.libkern.acl import XATTR_ACCESS, XATTR_DEFAULT
 from dfuser.libkern.errno import (
     EACCES,
     EBADF,
@@ -36,6 +32,8 @@ from dfuser.libkern.errno import (
     KError,
 )
 from dfuser.libkern.fcntl import (
+    FREAD,
+    FWRITE,
     O_APPEND,
     O_DIRECTORY,
     O_EXCL,
@@ -43,50 +41,88 @@ from dfuser.libkern.fcntl import (
     O_RDONLY,
     oflags_from_linux,
 )
-from dfuser.libkern.stat import DT_DIR
+from dfuser.libkern.stat import DT_DIR, S_ISGID, S_ISUID, S_IXGRP, VType
 from dfuser.libkern.ucred import Ucred
+from dfuser.lwkt.block import Block
 from dfuser.vfs import syscalls as kern
+from dfuser.vfs.file import File
 from dfuser.vfs.mountflags import MNT
 from dfuser.vfs.namecache import NCF, NcHandle
 from dfuser.vfs.ncpath import live_ncp
 from dfuser.vfs.vattr import Vattr
 from dfuser.vfs.vop import EXTATTR_NAMESPACE_SYSTEM, EXTATTR_NAMESPACE_USER
 
-from .attr import VOLATILE, flags_of, mount_below, negative, pack, statvfs
-from .request import Caller, OpenFile, fh_request, request
+from .attr import VOLATILE, flags_of, mount_below
+from .nodes import NodeTable
+from .request import Caller, OpenFile
+from .wire.const import (
+    FOPEN_CACHE_DIR,
+    FOPEN_DIRECT_IO,
+    FOPEN_KEEP_CACHE,
+    FOPEN_PARALLEL_DIRECT_WRITES,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Iterable
 
-    from dfuser.vfs.file import File
     from dfuser.vfs.mount import Mount
     from dfuser.vfs.namecache import NamecacheEntry
+    from dfuser.vfs.vattr import Statfs
     from dfuser.vfs.vfs import Vfs
     from dfuser.vfs.vnode import Vnode
+    from dfuser.vfs.vop import Buffer
 
     from .attr import AttrCache
-    from .nodes import Node, NodeTable
-    from .polling import PollTable
+    from .nodes import Node
+    from .polling import PollHandle, PollTable
     from .request import RequestContext
 
-#: Entries asked of a file system at a time; about what fits one readdirplus reply.
-READDIR_BATCH: Final = 32
 _USER: Final = b"user."
 #: The host opens the file to execute it. Counterpart: __FMODE_EXEC (linux/fs.h).
 FMODE_EXEC: Final = 0x20
-#: Asked by the host before every write, to clear it.
+#: Asked by the host before a write, to clear it.
 CAPABILITY: Final = b"security.capability"
 #: Rebuilding the path of a directory is the kernel's own business.
 ROOT_CRED: Final = Ucred.root()
-#: Who forgets: the host's kernel, for no process in particular.
-KERNEL: Final = Caller(0, 0, 0, 0)
+#: How the host treats what is opened, by kind: its own caches, or every request to us.
+_OPEN_CACHED: Final = FOPEN_KEEP_CACHE
+_OPEN_DIRECT: Final = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES
+_OPENDIR_CACHED: Final = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE
 
 
-class Operations(pyfuse3.Operations):
-    """The request handlers that pyfuse3 calls."""
+class Opened(NamedTuple):
+    """An open: the number the host gets for it, and FOPEN_ flags."""
 
-    supports_dot_lookup = True
-    enable_acl = True
+    fh: int
+    flags: int
+
+
+class Listed(NamedTuple):
+    """An entry of a listing."""
+
+    record: Any
+    """Packed attributes, in the transport's form."""
+    ino: int
+    cookie: int
+    """Continues behind this entry."""
+    dtype: int
+    name: bytes
+    node: Node | None
+    """What the record names; None for ``.`` and ``..``."""
+
+
+class Operations:
+    """What one connection can be asked.
+
+    Args:
+        vfs: the file systems.
+        context: credentials and CPUs.
+        nodes: the files the host knows on this connection.
+        attrs: packs their attributes.
+        polls: who waits for events.
+        separate: whether a mount has a connection of its own, so that the host crosses into it by
+            itself and is shown the directory below.
+    """
 
     def __init__(
         self,
@@ -95,21 +131,15 @@ class Operations(pyfuse3.Operations):
         nodes: NodeTable,
         attrs: AttrCache,
         polls: PollTable,
-        *,
-        settle: Callable[[], Awaitable[None]],
-        writeback: bool = False,
+        separate: Callable[[Mount], bool] = lambda _mount: False,
     ) -> None:
-        super().__init__()
         self.vfs = vfs
         self.context = context
         self.nodes = nodes
         self.attrs = attrs
         self.polls = polls
-        self.settle = settle
-        self.enable_writeback_cache = writeback
+        self.separate = separate
         self.files: dict[int, OpenFile] = {}
-        #: The answer "no such name", remembered by the host for long or not at all.
-        self._negative = (negative(volatile=False), negative(volatile=True))
         self._next_fh = 0
 
     # --- helpers ---------------------------------------------------------------------------
@@ -132,51 +162,86 @@ class Operations(pyfuse3.Operations):
         node, vp = self.nodes.vnode(nodeid)
         return node, vp, self.vfs.cache.nch_of(vp, node.mount)
 
-    def _entry(self, mount: Mount, vp: Vnode) -> pyfuse3.EntryAttributes:
+    def _entry(self, mount: Mount, vp: Vnode) -> Any:
         """The reply that names ``vp``: counts a lookup."""
         node = self.nodes.find(mount, vp)
         entry = self.attrs.entry(node, vp)
         node.nlookup += 1
         return entry
 
-    def _entry_of(self, nch: NcHandle) -> pyfuse3.EntryAttributes:
+    def _entry_of(self, nch: NcHandle) -> Any:
         """The same for a place; ENOENT when nothing is there any more."""
         vp = nch.ncp.vp
         if vp is None:
             raise KError(ENOENT)
         return self._entry(nch.mount, vp)
 
-    def _opened(self, file: File, node: Node, ctx: Any) -> int:
+    def _covered(self, nch: NcHandle, dmount: Mount) -> NcHandle:
+        """The place itself, where what is mounted on it is the host's to cross into.
+
+        ``dmount`` is the directory's mount; mounts may lie on mounts.
+        """
+        while nch.mount is not dmount and self.separate(nch.mount):
+            on = nch.mount.ncmounton
+            if on is None:
+                break
+            nch = on
+        return nch
+
+    def _mode(self, nodeid: int, dnch: NcHandle, mode: int, umask: int) -> int:
+        """The mode of a new file: the umask counts unless the directory has a default ACL."""
+        if not umask:
+            return mode & 0o7777
+        node = self.nodes.by_id[nodeid]
+        if not node.plain:
+            vp = dnch.ncp.vp
+            assert vp is not None
+            try:
+                vp.ops.use.vop_getextattr(vp, EXTATTR_NAMESPACE_SYSTEM, XATTR_DEFAULT, ROOT_CRED)
+                return mode & 0o7777
+            except KError:
+                node.plain = True
+        return mode & 0o7777 & ~umask
+
+    def _opened(self, file: File, node: Node, ctx: Any) -> Opened:
         """Enter an open. An append is the host's to place; a null mount's atime rule is ours."""
         file.flags &= ~O_APPEND
-        if mount_below(node.mount) and node.mount.flag & (MNT.NOATIME | MNT.RDONLY):
+        mount = node.mount
+        if mount_below(mount) and mount.flag & (MNT.NOATIME | MNT.RDONLY):
             file.flags |= O_NOATIME
         self._next_fh = fh = self._next_fh + 1
-        self.files[fh] = OpenFile(file, node, Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask))
-        return fh
+        self.files[fh] = OpenFile(file, node, Caller(ctx.uid, ctx.gid, ctx.pid))
+        if mount.coherence == VOLATILE:
+            return Opened(fh, _OPEN_DIRECT)
+        return Opened(fh, _OPEN_CACHED if file.vp.type is VType.VREG else _OPENDIR_CACHED)
 
-    @staticmethod
-    def _info(fh: int, mount: Mount) -> pyfuse3.FileInfo:
-        volatile = mount.coherence == VOLATILE
-        return pyfuse3.FileInfo(fh, volatile, not volatile)
+    def file(self, fh: int) -> OpenFile:
+        """An open by its number. Raises KError: EBADF, or ESTALE when its mount has gone."""
+        opened = self.files.get(fh)
+        if opened is None:
+            raise KError(EBADF)
+        if opened.gone:
+            raise KError(ESTALE)
+        return opened
 
     # --- names -----------------------------------------------------------------------------
 
-    @request
-    def lookup(self, parent_inode: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        """Find a name in a directory; a negative answer is an entry with inode 0."""
+    def lookup(self, ctx: Any, nodeid: int, name: bytes) -> Any:
+        """Find a name in a directory; a name that is not there has a negative record."""
         if name == b"." or name == b"..":
-            return self._lookup_dots(parent_inode, name, ctx)
-        node, dnch = self._dir(parent_inode)
+            return self._lookup_dots(ctx, nodeid, name)
+        node, dnch = self._dir(nodeid)
         nch = kern.kern_lookup(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid))
         if nch is None:
-            return self._negative[node.mount.coherence == VOLATILE]
+            return self.attrs.negative(node.mount)
+        if nch[1] is not dnch[1]:
+            nch = self._covered(nch, dnch.mount)
         return self._entry_of(nch)
 
-    def _lookup_dots(self, nodeid: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+    def _lookup_dots(self, ctx: Any, nodeid: int, name: bytes) -> Any:
         """``.`` and ``..`` by node number: the host resolves a file handle it was given earlier."""
         mount, vp = self.nodes.reopen(nodeid)
-        if name == b"..":
+        if name == b".." and mount.ncmountpt.ncp.vp is not vp:
             dnch = NcHandle(self._dncp(vp), mount)
             nch = kern.kern_lookup(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid))
             if nch is None or nch.ncp.vp is None:
@@ -184,315 +249,332 @@ class Operations(pyfuse3.Operations):
             mount, vp = nch.mount, nch.ncp.vp
         return self._entry(mount, vp)
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """The host gives references back. Never raises: there is nobody to tell."""
-        with contextlib.suppress(pyfuse3.FUSEError):
-            await self.context.run("forget", KERNEL, 0, self._forget, inode_list)
-
-    def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+    def forget(self, pairs: Iterable[tuple[int, ...]]) -> None:
+        """The host gives references back: (nodeid, how many) of each."""
         forget = self.nodes.forget
-        for nodeid, nlookup in inode_list:
+        for nodeid, nlookup in pairs:
             forget(nodeid, nlookup)
 
-    @request
     def mknod(
-        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
-        """Create a file of any type but a directory or symbolic link."""
-        _, dnch = self._dir(parent_inode)
+        self, ctx: Any, nodeid: int, name: bytes, mode: int, rdev: tuple[int, int], umask: int = 0
+    ) -> Any:
+        """Create a file of any type but a directory or symbolic link; ``rdev`` is major, minor."""
+        _, dnch = self._dir(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        nch = kern.kern_mknod(
-            self.vfs, dnch, name, mode, os.major(rdev), os.minor(rdev), cred, chk=False
-        )
+        mode = mode & ~0o7777 | self._mode(nodeid, dnch, mode, umask)
+        nch = kern.kern_mknod(self.vfs, dnch, name, mode, *rdev, cred, chk=False)
         return self._entry_of(nch)
 
-    @request
-    def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    def mkdir(self, ctx: Any, nodeid: int, name: bytes, mode: int, umask: int = 0) -> Any:
         """Create a directory."""
-        _, dnch = self._dir(parent_inode)
+        _, dnch = self._dir(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        nch = kern.kern_mkdir(self.vfs, dnch, name, mode & 0o7777, cred, chk=False)
+        mode = self._mode(nodeid, dnch, mode, umask)
+        nch = kern.kern_mkdir(self.vfs, dnch, name, mode, cred, chk=False)
         return self._entry_of(nch)
 
-    @request
-    def symlink(
-        self, parent_inode: int, name: bytes, target: bytes, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
+    def symlink(self, ctx: Any, nodeid: int, name: bytes, target: bytes) -> Any:
         """Create a symbolic link."""
-        _, dnch = self._dir(parent_inode)
+        _, dnch = self._dir(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
         nch = kern.kern_symlink(self.vfs, dnch, name, target, cred, chk=False)
         return self._entry_of(nch)
 
-    @request
-    def link(
-        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
-        """Give a file a further name."""
+    def link(self, ctx: Any, inode: int, nodeid: int, name: bytes) -> Any:
+        """Give file ``inode`` a further name in directory ``nodeid``."""
         node, vp, nch = self._nch(inode)
-        _, dnch = self._dir(new_parent_inode)
-        kern.kern_link(
-            self.vfs, nch, dnch, new_name, self.context.cred(ctx.uid, ctx.gid), chk=False
-        )
+        _, dnch = self._dir(nodeid)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        kern.kern_link(self.vfs, nch, dnch, name, cred, chk=False)
         return self._entry(node.mount, vp)
 
-    @request
-    def unlink(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+    def unlink(self, ctx: Any, nodeid: int, name: bytes) -> None:
         """Remove a name."""
-        _, dnch = self._dir(parent_inode)
+        _, dnch = self._dir(nodeid)
         kern.kern_unlink(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid), chk=False)
 
-    @request
-    def rmdir(self, parent_inode: int, name: bytes, ctx: Any) -> None:
+    def rmdir(self, ctx: Any, nodeid: int, name: bytes) -> None:
         """Remove an empty directory."""
-        _, dnch = self._dir(parent_inode)
+        _, dnch = self._dir(nodeid)
         kern.kern_rmdir(self.vfs, dnch, name, self.context.cred(ctx.uid, ctx.gid), chk=False)
 
-    @request
     def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: Any,
+        self, ctx: Any, nodeid: int, name: bytes, newdir: int, newname: bytes, flags: int
     ) -> None:
         """Rename, with the flags of renameat2(2)."""
-        _, fdnch = self._dir(parent_inode_old)
-        _, tdnch = self._dir(parent_inode_new)
+        _, fdnch = self._dir(nodeid)
+        _, tdnch = self._dir(newdir)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        kern.kern_rename(self.vfs, fdnch, name_old, tdnch, name_new, flags, cred, chk=False)
+        kern.kern_rename(self.vfs, fdnch, name, tdnch, newname, flags, cred, chk=False)
 
-    @request
-    def readlink(self, inode: int, ctx: Any) -> bytes:
+    def readlink(self, ctx: Any, nodeid: int) -> bytes:
         """The target of a symbolic link.
 
         The host asks the same question to follow a link as to show it, and a nosymfollow mount
-        must not be followed on: ELOOP for both.
+        must not be followed on: ELOOP for both. (A connection of its own has the flag itself.)
         """
-        node, _, nch = self._nch(inode)
-        if flags_of(node.mount) & MNT.NOSYMFOLLOW:
+        node, _, nch = self._nch(nodeid)
+        if flags_of(node.mount) & MNT.NOSYMFOLLOW & ~self.attrs.host_flags:
             raise KError(ELOOP)
         return kern.kern_readlink(self.vfs, nch, self.context.cred(ctx.uid, ctx.gid))
 
     # --- attributes ------------------------------------------------------------------------
 
-    @request
-    def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+    def getattr(self, nodeid: int) -> Any:
         """The attributes of a file."""
-        node, vp = self.nodes.vnode(inode)
+        node, vp = self.nodes.vnode(nodeid)
         return self.attrs.entry(node, vp)
 
-    @request
-    def setattr(
-        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
-        """Change attributes; answers with all of them."""
-        node, vp, nch = self._nch(inode)
-        vap = Vattr()
-        if fields.update_mode:
-            vap.mode = attr.st_mode & 0o7777
-        if fields.update_uid:
-            vap.uid = attr.st_uid
-        if fields.update_gid:
-            vap.gid = attr.st_gid
-        if fields.update_size:
-            vap.size = attr.st_size
-        if fields.update_atime:
-            vap.atime = attr.st_atime_ns
-        if fields.update_mtime:
-            vap.mtime = attr.st_mtime_ns
-        if fields.update_ctime:
-            vap.ctime = attr.st_ctime_ns
+    def birth(self, nodeid: int) -> tuple[Any, Vattr]:
+        """The packed attributes and those that statx alone tells: birth time, flags."""
+        node, vp = self.nodes.vnode(nodeid)
+        return self.attrs.entry(node, vp), vp.ops.use.vop_getattr(vp)
+
+    def setattr(self, ctx: Any, nodeid: int, vap: Vattr, *, killpriv: bool = False) -> Any:
+        """Change attributes; answers with all of them.
+
+        With ``killpriv`` the set-id bits go too, as they do on a truncation by a user.
+        """
+        node, vp, nch = self._nch(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
+        if killpriv or ((vap.uid is not None or vap.gid is not None) and vap.mode is None):
+            vap.mode = self._without_privileges(vp, vap.mode)
         kern.kern_setattr(self.vfs, nch, vap, cred, chk=False)
         return self.attrs.entry(node, vp)
 
-    @request
-    def access(self, inode: int, mode: int, ctx: Any) -> bool:
-        """Only asked without default_permissions; the host checks by itself otherwise."""
-        _, vp = self.nodes.vnode(inode)
-        try:
-            vp.ops.use.vop_access(vp, mode, self.context.cred(ctx.uid, ctx.gid))
-        except KError:
-            return False
-        return True
+    @staticmethod
+    def _without_privileges(vp: Vnode, mode: int | None) -> int | None:
+        """The mode a file keeps when others may have changed it; None: it has nothing to lose.
 
-    @request
-    def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
-        """Figures of the root file system: pyfuse3 does not say which mount is asked about."""
-        return statvfs(kern.kern_statfs(self.vfs, self.vfs.mounts.rootnch))
+        Set-group-id without group execution is no privilege but the mark of mandatory locking.
+        """
+        if vp.type is not VType.VREG:
+            return mode
+        now = vp.ops.use.vop_getattr(vp).mode or 0 if mode is None else mode
+        kept = now & ~S_ISUID
+        if now & S_IXGRP:
+            kept &= ~S_ISGID
+        return kept if kept != now else mode
+
+    def access(self, ctx: Any, nodeid: int, mode: int) -> None:
+        """Only asked without default_permissions; the host checks by itself otherwise."""
+        _, vp = self.nodes.vnode(nodeid)
+        vp.ops.use.vop_access(vp, mode, self.context.cred(ctx.uid, ctx.gid))
+
+    def statfs(self, nodeid: int) -> Statfs:
+        """Figures of the mount that a file is in."""
+        node, _, nch = self._nch(nodeid)
+        return kern.kern_statfs(self.vfs, NcHandle(nch.ncp, node.mount))
 
     # --- data ------------------------------------------------------------------------------
 
-    @request
-    def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
-        """Open a file, truncating it if asked to.
+    def open(self, ctx: Any, nodeid: int, flags: int, *, killpriv: bool = False) -> Opened:
+        """Open a file, truncating it if asked to. ``flags`` are the host's.
 
         O_APPEND ends here: the host lets appenders in one at a time and says at which offset. It
         also writes dirty pages of a mapping back through any descriptor open for writing, and those
         must not go to the end of the file.
         """
-        node, _, nch = self._nch(inode)
+        node, vp, nch = self._nch(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
         ours = oflags_from_linux(flags)
-        if flags & FMODE_EXEC and flags_of(node.mount) & MNT.NOEXEC:
+        if flags & FMODE_EXEC and flags_of(node.mount) & MNT.NOEXEC & ~self.attrs.host_flags:
             raise KError(EACCES)
         file = kern.kern_open(self.vfs, nch, ours, cred, chk=False)
-        return self._info(self._opened(file, node, ctx), node.mount)
+        if killpriv:
+            self._kill_privileges(vp, nch)
+        return self._opened(file, node, ctx)
 
-    @request
+    def _kill_privileges(self, vp: Vnode, nch: NcHandle) -> None:
+        """A user has changed the contents: set-id bits go."""
+        mode = self._without_privileges(vp, None)
+        if mode is not None:
+            kern.kern_setattr(self.vfs, nch, Vattr(mode=mode), ROOT_CRED, chk=False)
+
     def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: Any
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        self, ctx: Any, nodeid: int, name: bytes, mode: int, flags: int, umask: int = 0
+    ) -> tuple[Any, Opened]:
         """Create a regular file and open it.
 
         The host believes that there is none and has checked the directory only. If there is one
         after all (it appeared from inside a moment ago) we must check whether it may be opened.
         """
-        dnode, dnch = self._dir(parent_inode)
+        _, dnch = self._dir(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
         ours = oflags_from_linux(flags)
+        mode = self._mode(nodeid, dnch, mode, umask)
         try:
-            nch, file = kern.kern_create(
-                self.vfs, dnch, name, mode & 0o7777, ours | O_EXCL, cred, chk=False
-            )
+            nch, file = kern.kern_create(self.vfs, dnch, name, mode, ours | O_EXCL, cred, chk=False)
         except KError as error:
             if error.errno != EEXIST or ours & O_EXCL:
                 raise
             cred = self.context.full_cred(ctx)
-            nch, file = kern.kern_create(self.vfs, dnch, name, mode & 0o7777, ours, cred)
-        node = self.nodes.find(nch.mount, file.vp)
-        entry = self.attrs.entry(node, file.vp)
-        node.nlookup += 1
-        return self._info(self._opened(file, node, ctx), dnode.mount), entry
+            nch, file = kern.kern_create(self.vfs, dnch, name, mode, ours, cred)
+        return self._made(ctx, nch.mount, file)
 
-    @fh_request
-    def read(self, opened: OpenFile, off: int, size: int) -> Any:
+    def _made(self, ctx: Any, mount: Mount, file: File) -> tuple[Any, Opened]:
+        """The answer for a file that was made and opened."""
+        node = self.nodes.find(mount, file.vp)
+        record = self.attrs.entry(node, file.vp)
+        node.nlookup += 1
+        return record, self._opened(file, node, ctx)
+
+    def tmpfile(
+        self, ctx: Any, nodeid: int, mode: int, flags: int, umask: int = 0
+    ) -> tuple[Any, Opened]:
+        """Create a regular file without a name, in the file system of a directory, and open it."""
+        _, dnch = self._dir(nodeid)
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        mode = self._mode(nodeid, dnch, mode, umask)
+        nch, file = kern.kern_tmpfile(
+            self.vfs, dnch, mode, oflags_from_linux(flags), cred, chk=False
+        )
+        answer = self._made(ctx, nch.mount, file)
+        NodeTable.pin(file.vp)
+        return answer
+
+    def stateless(self, ctx: Any, nodeid: int) -> OpenFile:
+        """A file that the host reads or writes without having opened it; good for one request."""
+        node, vp, nch = self._nch(nodeid)
+        mode = FREAD if vp.type is VType.VDIR or node.mount.flag & MNT.RDONLY else FREAD | FWRITE
+        file = File(self.vfs, nch, vp, mode, self.context.cred(ctx.uid, ctx.gid))
+        return OpenFile(file, node, Caller(ctx.uid, ctx.gid, ctx.pid))
+
+    def read(self, opened: OpenFile, off: int, size: int) -> Buffer:
         """Read; the answer may be any buffer."""
         return kern.kern_read(opened.file, off, size)
 
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """Write.
-
-        A command (a write to a file of the kernel's own) is answered when the host knows what it
-        changed, so that the next command sees it.
-        """
-        count = await self._write(fh, off, buf)
-        opened = self.files.get(fh)
-        if opened is not None and opened.node.mount.coherence == VOLATILE:
-            self.context.workers.waits()
-            try:
-                await self.settle()
-            finally:
-                self.context.workers.resumed()
-        return count
-
-    @fh_request
-    def _write(self, opened: OpenFile, off: int, buf: bytes) -> int:
+    def write(self, opened: OpenFile, off: int, data: Buffer, *, killpriv: bool = False) -> int:
         """Write at ``off``. The host has worked out the offset of an appending write already.
 
         A write to a file of the kernel's own (/kern/ctl, a sysctl) may change any other file, which
         the host cannot know: it is told as of a change from inside.
         """
-        if opened.node.mount.coherence != VOLATILE:
-            return kern.kern_write(opened.file, off, buf)
-        self.context.serving = False
-        return kern.kern_write(opened.file, off, buf)
+        if opened.node.mount.coherence == VOLATILE:
+            self.context.serving = False
+        elif killpriv:
+            self._kill_privileges(opened.file.vp, opened.file.nch)
+        return kern.kern_write(opened.file, off, data)
 
-    async def flush(self, fh: int) -> None:
-        """A descriptor is closed; others of the same open may live on. Nothing is buffered here.
-
-        ENOSYS says so once and for the whole connection: the host asks no more. It writes its own
-        dirty pages back at every close all the same.
-        """
-        self.context.counts["flush"] += 1
-        raise pyfuse3.FUSEError(host_errno.ENOSYS)
-
-    async def release(self, fh: int) -> None:
-        """The last descriptor of an open is gone. Errors cannot be reported to anybody."""
+    def release(self, fh: int) -> None:
+        """The last descriptor of an open is gone."""
         opened = self.files.pop(fh, None)
         if opened is not None:
             self.polls.closed(fh)
-            await self.context.run(
-                "release", opened.caller, opened.node.nodeid, kern.kern_close, opened.file
-            )
+            kern.kern_close(opened.file)
 
-    @fh_request
     def fsync(self, opened: OpenFile, datasync: bool) -> None:
         """Write a file to stable storage."""
         kern.kern_fsync(opened.file, datasync)
 
-    async def poll(self, inode: int, fh: int, poll_handle: Any, ctx: Any) -> int:
-        """Which events are ready; ``poll_handle`` is notified when that changes."""
-        return await self.context.run("poll", ctx, 0, self._poll, fh, poll_handle)
-
-    def _poll(self, fh: int, poll_handle: Any) -> int:
-        opened = self.files.get(fh)
-        if opened is None:
-            raise KError(EBADF)
-        return self.polls.poll(fh, opened.file, poll_handle)
+    def poll(self, fh: int, handle: PollHandle | None) -> int:
+        """Which events are ready; ``handle`` is notified when that changes."""
+        return self.polls.poll(fh, self.file(fh).file, handle)
 
     # --- directories -----------------------------------------------------------------------
 
-    @request
-    def opendir(self, inode: int, ctx: Any) -> int:
+    def opendir(self, ctx: Any, nodeid: int) -> Opened:
         """Open a directory for listing."""
-        node, _, nch = self._nch(inode)
+        node, _, nch = self._nch(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
         file = kern.kern_open(self.vfs, nch, O_RDONLY | O_DIRECTORY, cred, chk=False)
         return self._opened(file, node, ctx)
 
-    @fh_request
-    def readdir(self, opened: OpenFile, start_id: int, token: Any) -> None:
-        """List from ``start_id`` on until the reply is full, attributes included."""
+    def readdir(self, opened: OpenFile, cookie: int, limit: int) -> list[Listed]:
+        """Up to about ``limit`` entries after ``cookie`` with their attributes; empty at the end.
+
+        Nothing is counted yet: the transport counts what went into its reply and gives the rest
+        back (`listed`).
+        """
         file, mount = opened.file, opened.node.mount
         kids = file.nch.ncp.children
-        cookie = start_id
-        while True:
-            entries = kern.kern_readdir(file, cookie, READDIR_BATCH, plus=True)
+        found: list[Listed] = []
+        while not found:
+            entries = kern.kern_readdir(file, cookie, limit, plus=True)
             if not entries:
-                return
+                break
             for dirent in entries:
-                name = dirent.name
-                if name == b"." or name == b"..":
-                    entry = self._dots(opened, name, dirent.ino)
-                    if not pyfuse3.readdir_reply(token, name, entry, dirent.cookie):
-                        return
-                    continue
-                ncp = kids.get(name) if kids is not None else None
-                upper = None
-                if ncp is not None and ncp.flags & NCF.ISMOUNTPT:
-                    upper = self.vfs.cache.findmount(NcHandle(ncp, mount))
-                found: tuple[Node, pyfuse3.EntryAttributes] | None = (
-                    self._listed_mount(upper)
-                    if upper is not None
-                    else self._listed(mount, file, dirent)
-                )
-                if found is None:
-                    continue
-                node, entry = found
-                if not pyfuse3.readdir_reply(token, name, entry, dirent.cookie):
-                    if not node.nlookup:
-                        self.nodes.discard(node)
-                    return
-                node.nlookup += 1
+                try:
+                    one = self._list_one(opened, mount, kids, dirent)
+                except Block:
+                    if not found:
+                        raise
+                    break
+                if one is not None:
+                    found.append(one)
             cookie = entries[-1].cookie
+        return found
 
-    def _dots(self, opened: OpenFile, name: bytes, ino: int) -> pyfuse3.EntryAttributes:
-        """``.`` and ``..`` of a listing: a number and a type, no lookup."""
+    def _list_one(
+        self, opened: OpenFile, mount: Mount, kids: dict[bytes, NamecacheEntry] | None, dirent: Any
+    ) -> Listed | None:
+        """An entry of a listing; None when it is gone meanwhile."""
+        name = dirent.name
+        if name == b"." or name == b"..":
+            ino = self._dots(opened, name, dirent.ino)
+            return Listed(
+                self.attrs.packer.bare(ino, DT_DIR), ino, dirent.cookie, DT_DIR, name, None
+            )
+        ncp = kids.get(name) if kids is not None else None
+        if ncp is not None and ncp.flags & NCF.ISMOUNTPT:
+            upper = self.vfs.cache.findmount(NcHandle(ncp, mount))
+            if upper is not None and not self.separate(upper):
+                node, record = self._listed_mount(upper)
+                return Listed(record, node.nodeid, dirent.cookie, dirent.dtype, name, node)
+        vattr = dirent.vattr
+        if vattr is not None:
+            node = self.nodes.find_ino(mount, dirent.ino)
+            vp = node.vp
+            if vp is not None:
+                record = self.attrs.entry(node, vp)
+            else:
+                record = self.attrs.pack(mount, node.nodeid, vattr)
+        else:
+            nch = kern.kern_lookup(self.vfs, opened.file.nch, name, opened.file.cred)
+            if nch is None or nch.ncp.vp is None:
+                return None
+            node = self.nodes.find(nch.mount, nch.ncp.vp)
+            record = self.attrs.entry(node, nch.ncp.vp)
+        return Listed(record, node.nodeid, dirent.cookie, dirent.dtype, name, node)
+
+    def listed(self, entries: list[Listed], count: int) -> None:
+        """The first ``count`` entries went into a reply: each counts a lookup. Drops the rest."""
+        for entry in entries[:count]:
+            if entry.node is not None:
+                entry.node.nlookup += 1
+        self.unlisted(entries[count:])
+
+    def unlisted(self, entries: list[Listed]) -> None:
+        """Entries that the host was not told of, or only by name: their nodes need not stay."""
+        for entry in entries:
+            node = entry.node
+            if node is not None and not node.nlookup and node.nodeid in self.nodes.by_id:
+                self.nodes.discard(node)
+
+    def names(self, opened: OpenFile, cookie: int, limit: int) -> list[tuple[int, int, int, bytes]]:
+        """Up to ``limit`` entries without attributes: inode number, cookie, type, name."""
+        mount = opened.node.mount
+        nodeid = self.nodes.nodeid
+        found = []
+        for dirent in kern.kern_readdir(opened.file, cookie, limit):
+            name = dirent.name
+            if name == b"." or name == b"..":
+                ino = self._dots(opened, name, dirent.ino)
+            else:
+                ino = nodeid(mount, dirent.ino)
+            found.append((ino, dirent.cookie, dirent.dtype, name))
+        return found
+
+    def _dots(self, opened: OpenFile, name: bytes, ino: int) -> int:
+        """The number of ``.`` or ``..`` in a listing."""
         mount, nch = opened.node.mount, opened.file.nch
         if name == b".." and nch.ncp is mount.ncmountpt.ncp and mount.ncmounton is not None:
             above = kern.kern_lookup(self.vfs, nch, name, ROOT_CRED)
-            if above is not None and above.ncp.vp is not None:
+            if above is not None and above.ncp.vp is not None and not self.separate(mount):
                 mount, ino = above.mount, above.ncp.vp.ino
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.nodes.nodeid(mount, ino)
-        entry.st_mode = DT_DIR << 12
-        return entry
+        return self.nodes.nodeid(mount, ino)
 
-    def _listed_mount(self, upper: Mount) -> tuple[Node, pyfuse3.EntryAttributes]:
+    def _listed_mount(self, upper: Mount) -> tuple[Node, Any]:
         root = upper.ops.vfs_root(upper)
         try:
             node = self.nodes.find(upper, root)
@@ -500,34 +582,12 @@ class Operations(pyfuse3.Operations):
         finally:
             root.rele()
 
-    def _listed(
-        self, mount: Mount, file: File, dirent: Any
-    ) -> tuple[Node, pyfuse3.EntryAttributes] | None:
-        """Node and attributes of a listed entry; None when it is gone meanwhile."""
-        vattr = dirent.vattr
-        if vattr is not None:
-            node = self.nodes.find_ino(mount, dirent.ino)
-            vp = node.vp
-            if vp is not None:
-                return node, self.attrs.entry(node, vp)
-            return node, pack(mount, node.nodeid, vattr)
-        nch = kern.kern_lookup(self.vfs, file.nch, dirent.name, file.cred)
-        if nch is None or nch.ncp.vp is None:
-            return None
-        node = self.nodes.find(nch.mount, nch.ncp.vp)
-        return node, self.attrs.entry(node, nch.ncp.vp)
-
-    async def releasedir(self, fh: int) -> None:
-        """A listing is finished."""
-        await self.release(fh)
-
-    @fh_request
     def fsyncdir(self, opened: OpenFile, datasync: bool) -> None:
         """Write a directory to stable storage; for the root directory, everything."""
-        if opened.node.nodeid == pyfuse3.ROOT_INODE:
+        if opened.file.nch.ncp is self.vfs.mounts.rootnch.ncp:
             self.vfs.sync_all()
-        else:
-            kern.kern_fsync(opened.file, datasync)
+            return
+        kern.kern_fsync(opened.file, datasync)
 
     # --- extended attributes ---------------------------------------------------------------
 
@@ -538,62 +598,63 @@ class Operations(pyfuse3.Operations):
             return EXTATTR_NAMESPACE_USER, name[len(_USER) :]
         return EXTATTR_NAMESPACE_SYSTEM, name
 
-    @request
-    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
-        """Set an attribute; pyfuse3 has applied XATTR_CREATE and XATTR_REPLACE.
+    def setxattr(
+        self, ctx: Any, nodeid: int, name: bytes, value: bytes, flags: int = 0,
+        *, kill_sgid: bool = False,
+    ) -> None:  # fmt: skip
+        """Set an attribute; ``flags`` are XATTR_CREATE and XATTR_REPLACE.
 
         For an access control list the host leaves it to us whether the set-group-id bit stays, and
-        that depends on all groups of the caller.
+        that depends on all groups of the caller; ``kill_sgid`` says that it has decided.
         """
-        _, _, nch = self._nch(inode)
+        _, vp, nch = self._nch(nodeid)
         space, key = self._xattr(name)
-        if name == XATTR_ACCESS and ctx.uid:
+        if name == XATTR_ACCESS and ctx.uid and not kill_sgid:
             cred = self.context.full_cred(ctx)
         else:
             cred = self.context.cred(ctx.uid, ctx.gid)
-        kern.kern_setxattr(self.vfs, nch, space, key, value, 0, cred, chk=False)
+        kern.kern_setxattr(self.vfs, nch, space, key, value, flags, cred, chk=False)
+        if kill_sgid:
+            mode = vp.ops.use.vop_getattr(vp).mode or 0
+            if mode & S_ISGID:
+                kern.kern_setattr(self.vfs, nch, Vattr(mode=mode & ~S_ISGID), ROOT_CRED, chk=False)
 
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+    def getxattr(self, ctx: Any, nodeid: int, name: bytes) -> bytes:
         """The value of an attribute.
 
-        The host asks for ``security.capability`` before every write. That a file has none is
-        remembered in its node until an attribute of it changes.
+        The host asks for ``security.capability`` before writes. That a file has none is remembered
+        in its node until an attribute of it changes.
         """
-        if name == CAPABILITY:
-            node = self.nodes.by_id.get(inode)
-            if node is not None and node.plain:
-                self.context.counts["getxattr"] += 1
-                raise pyfuse3.FUSEError(host_errno.ENODATA)
-        return await self.context.run("getxattr", ctx, 0, self._getxattr, inode, name, ctx)
-
-    def _getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        node, _, nch = self._nch(inode)
+        node, vp, nch = self._nch(nodeid)
+        if name == CAPABILITY and vp.type is VType.VREG:
+            if node.plain:
+                raise KError(ENOATTR)
+            return self._capability(ctx, node, nch)
         space, key = self._xattr(name)
         cred = self.context.cred(ctx.uid, ctx.gid)
+        return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
+
+    def _capability(self, ctx: Any, node: Node, nch: NcHandle) -> bytes:
+        cred = self.context.cred(ctx.uid, ctx.gid)
+        space, key = self._xattr(CAPABILITY)
         try:
             return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
         except KError as error:
-            if name == CAPABILITY and error.errno == ENOATTR:
+            if error.errno == ENOATTR:
                 node.plain = True
             raise
 
-    @request
-    def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
+    def listxattr(self, ctx: Any, nodeid: int) -> list[bytes]:
         """The names of all attributes, as the host spells them."""
-        _, _, nch = self._nch(inode)
+        _, _, nch = self._nch(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
         user = kern.kern_listxattr(self.vfs, nch, EXTATTR_NAMESPACE_USER, cred, chk=False)
         system = kern.kern_listxattr(self.vfs, nch, EXTATTR_NAMESPACE_SYSTEM, cred, chk=False)
         return [_USER + name for name in user] + list(system)
 
-    @request
-    def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+    def removexattr(self, ctx: Any, nodeid: int, name: bytes) -> None:
         """Remove an attribute."""
-        _, _, nch = self._nch(inode)
+        _, _, nch = self._nch(nodeid)
         space, key = self._xattr(name)
         cred = self.context.cred(ctx.uid, ctx.gid)
         kern.kern_removexattr(self.vfs, nch, space, key, cred, chk=False)
-
-    def stacktrace(self) -> None:
-        """pyfuse3's debugging hook (setxattr fuse_stacktrace on the root): reports the threads."""
-        self.context.report("stacktrace", "\n".join(map(repr, self.context.lwkt.threads.values())))

@@ -10,7 +10,7 @@ Invariants: at most one handle an open file; a handle is notified at most once.
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from dfuser.libkern.errno import KError
 from dfuser.libkern.klist import EVFILT_READ
@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from dfuser.vfs.file import File
     from dfuser.vfs.vnode import Vnode
 
-#: Everything a file can be ready for.
-ALL_EVENTS: Final = (
-    select.POLLIN | select.POLLOUT | select.POLLPRI | select.POLLRDNORM | select.POLLWRNORM
-)
+#: What a file is asked for. Counterpart: DEFAULT_POLLMASK (linux/poll.h).
+ALL_EVENTS: Final = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
+
+
+class PollHandle(Protocol):
+    """What the host left with its question."""
+
+    def notify(self) -> None:
+        """Tell the host to ask again. Raises OSError when it does not take it."""
 
 
 class PollStatistics(NamedTuple):
@@ -39,12 +44,12 @@ class PollKnote:
 
     __slots__ = ("filter", "handle", "table", "vp")
 
-    def __init__(self, table: PollTable, vp: Vnode, handle: Any) -> None:
+    def __init__(self, table: PollTable, vp: Vnode, handle: PollHandle) -> None:
         self.filter = EVFILT_READ
         self.table = table
         self.vp = vp
-        #: pyfuse3's handle; None once it was notified.
-        self.handle = handle
+        #: None once it was notified.
+        self.handle: PollHandle | None = handle
 
     def event(self, hint: int) -> bool:
         """Every event is worth a look."""
@@ -53,6 +58,8 @@ class PollKnote:
     def activate(self) -> None:
         """Notify the host."""
         handle, self.handle = self.handle, None
+        if handle is None:
+            return
         try:
             handle.notify()
         except OSError:
@@ -75,7 +82,7 @@ class PollTable:
         self.notified = 0
         self.refused = 0
 
-    def poll(self, fh: int, file: File, handle: Any) -> int:
+    def poll(self, fh: int, file: File, handle: PollHandle | None) -> int:
         """The ready events of ``file``; ``handle`` (or None) waits for the others."""
         self.asked += 1
         vp = file.vp
@@ -84,7 +91,7 @@ class PollTable:
             self._wait(fh, vp, handle)
         return ready
 
-    def _wait(self, fh: int, vp: Vnode, handle: Any) -> None:
+    def _wait(self, fh: int, vp: Vnode, handle: PollHandle) -> None:
         note = self._waiting.get(fh)
         if note is not None:
             note.handle = handle

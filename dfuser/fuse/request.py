@@ -1,15 +1,13 @@
 """The way of a request: bind a context, run the core, answer; park it only if it must wait.
 
-`request` turns a plain method of `ops.Operations` into the coroutine function that pyfuse3 wants:
+Whatever transport brings a request, it goes the same way:
 
-1. a context is borrowed from a logical CPU and becomes ``curthread``;
-2. the method runs to completion and its result is the reply;
+1. a context is borrowed from a logical CPU and becomes ``curthread`` (`RequestContext.enter`);
+2. a plain function runs to completion and its result is the reply;
 3. if it says `Block`, nothing has been changed: the request becomes an LWKT thread and a process of
-   its own, waits, and runs the method again (`park`);
+   its own, waits, and runs the function again (`RequestContext.park`);
 4. whatever it raises becomes an errno of the host, here and nowhere else. A bug costs this request
-   an EIO and leaves a report in the kernel log; the mount lives.
-
-Handlers of open files get no caller from pyfuse3; they run for whoever opened the file.
+   an EIO and leaves a report in the kernel log; the mount lives (`RequestContext.errno_of`).
 
 A request for a CPU whose thread spins in a critical section runs on another CPU; when all do, it
 waits like one that met `Block`. When the session ends, whoever still waits gets EINTR and new
@@ -21,12 +19,11 @@ Counterpart: trap and syscall entry (sys/platform/*/trap.c), as far as a request
 from __future__ import annotations
 
 import errno as host_errno
-import functools
+import os
 import traceback
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-import pyfuse3
 import trio
 
 from dfuser.kern.proc import CallerId
@@ -37,7 +34,6 @@ from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.block import Block, run_blocking
 
 from .callers import groups_of
-from .workers import Workers
 
 if TYPE_CHECKING:
     from dfuser.kern.lwp import Lwp
@@ -50,21 +46,20 @@ if TYPE_CHECKING:
     from .nodes import Node
     from .watcher import SignalWatcher
 
-P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
 
 #: Credentials kept by (uid, gid).
 _CRED_LIMIT: Final = 1024
 #: Numbers from here on are no errnos for Linux (ERESTARTSYS and its like).
 _ERRNO_LIMIT: Final = 512
-#: Every operation pyfuse3 can ask for.
-OPERATIONS: Final = (
-    "lookup", "forget", "getattr", "setattr", "readlink", "mknod", "mkdir", "unlink", "rmdir",
-    "symlink", "rename", "link", "open", "read", "write", "flush", "release", "fsync", "opendir",
-    "readdir", "releasedir", "fsyncdir", "statfs", "setxattr", "getxattr", "listxattr",
-    "removexattr", "access", "create", "poll",
-)  # fmt: skip
+
+
+class HostError(OSError):
+    """The answer to a request is an error; ``number`` is the host's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, os.strerror(number))
+        self.number = number
 
 
 class Caller(NamedTuple):
@@ -73,7 +68,6 @@ class Caller(NamedTuple):
     uid: int
     gid: int
     pid: int
-    umask: int
 
 
 class OpenFile:
@@ -87,6 +81,20 @@ class OpenFile:
         self.caller = caller
         #: The mount it was opened through has been taken away.
         self.gone = False
+
+
+class Parked:
+    """A request that waits, as its connection knows it."""
+
+    __slots__ = ("interrupted", "lwp", "nodeid", "told")
+
+    def __init__(self, nodeid: int = 0, *, told: bool = False) -> None:
+        #: The file whose open the request came through; 0 when the caller himself is known.
+        self.nodeid = nodeid
+        #: The host tells us when the caller is signalled; nobody need look.
+        self.told = told
+        self.interrupted = False
+        self.lwp: Lwp | None = None
 
 
 class RequestTable(NamedTuple):
@@ -134,13 +142,11 @@ class RequestContext:
         self.report = report
         self.on_panic = on_panic
         self.max_parked = max_parked
-        #: Who reads requests while one of them waits.
-        self.workers = Workers(self.close)
         self.parked = 0
         self.failed = 0
         self.interrupted = 0
-        #: Requests by operation; the decorators enter every operation at 0.
-        self.counts: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
+        #: Tells how many requests came, by operation; the session sets it.
+        self.count: Callable[[], dict[str, int]] = dict
         self.closing = False
         #: Whether the code that runs now serves the host: its own changes need no notification.
         self.serving = False
@@ -152,7 +158,7 @@ class RequestContext:
         return len(self.parked_threads)
 
     def _served_count(self) -> int:
-        return sum(self.counts.values())
+        return sum(self.count().values())
 
     def cred(self, uid: int, gid: int) -> Ucred:
         """The credentials of a caller; its further groups stay with the host, which checks them."""
@@ -175,11 +181,12 @@ class RequestContext:
     def enter(self, caller: Any) -> Thread:
         """Borrow a context on the CPU that serves callers like this one.
 
-        ``caller`` has ``uid``, ``gid`` and ``pid``: a `Caller`, or pyfuse3's request context.
+        ``caller`` has ``uid``, ``gid`` and ``pid``: a `Caller`, a request's head, or pyfuse3's
+        request context.
 
         Raises:
             Block: every CPU is in the middle of something that must not be nested in.
-            FUSEError: EIO, the CPUs are stopped: the kernel has panicked.
+            HostError: EIO, the CPUs are stopped: the kernel has panicked.
         """
         cpus = self.lwkt.cpus
         cpu: Cpu = cpus[caller.pid % len(cpus)]
@@ -197,7 +204,7 @@ class RequestContext:
             if cpu.lendable:
                 return cpu
         if all(cpu.stopped for cpu in self.lwkt.cpus):
-            raise pyfuse3.FUSEError(host_errno.EIO)
+            raise HostError(host_errno.EIO)
         raise Block(_go_on, "cpu")
 
     def leave(self, td: Thread) -> None:
@@ -211,63 +218,62 @@ class RequestContext:
         now = self._caller
         return CallerId(now.pid, now.uid, now.gid) if now is not None else None
 
-    async def run(self, op: str, caller: Any, nodeid: int, core: Callable[..., R], *args: Any) -> R:
-        """Serve one request: ``core(*args)`` for ``caller``, parked if it must wait.
-
-        What the decorators do, for handlers that need something before or after it.
-        """
-        self.counts[op] += 1
-        try:
-            td = self.enter(caller)
-            try:
-                return core(*args)
-            finally:
-                self.leave(td)
-        except Block:
-            pass
-        except BaseException as exc:
-            raise self.translate(op, exc) from None
-        known = Caller(caller.uid, caller.gid, caller.pid, caller.umask)
-        return await self.park(op, known, nodeid, core, *args)
-
     async def park(
-        self, op: str, caller: Caller, nodeid: int, core: Callable[..., R], *args: Any
+        self,
+        op: str,
+        caller: Caller,
+        parked: Parked,
+        core: Callable[..., R],
+        *args: Any,
     ) -> R:
         """Make the request a process and an LWKT thread that waits and runs ``core`` again.
 
-        ``nodeid`` is the file whose open the request came through, 0 when the caller himself is
-        known. Raises FUSEError; EINTR when the caller was signalled meanwhile, EAGAIN when more
-        requests wait already than ``vfs.fuse.max_parked``.
+        Args:
+            op: the operation, for ``ps``.
+            caller: who asks.
+            parked: what the caller of this knows the wait by, to interrupt it.
+            core: what was run and said `Block`.
+            args: its arguments; nothing in them may be used again by somebody else.
+
+        Raises:
+            HostError: what came of it; EINTR when the caller was signalled meanwhile, EAGAIN when
+                more requests wait already than ``vfs.fuse.max_parked``.
         """
         if self.closing or len(self.parked_threads) >= self.max_parked:
-            raise pyfuse3.FUSEError(host_errno.EAGAIN)
+            raise HostError(host_errno.EAGAIN)
         try:
             lwp = self.procs.request_enter(caller.uid, caller.gid, caller.pid, op)
         except KError as error:
-            raise pyfuse3.FUSEError(to_linux(error.errno)) from None
+            raise HostError(to_linux(error.errno)) from None
+        parked.lwp = lwp
         self.parked += 1
         self.parked_threads[lwp] = caller
         cpu = caller.pid % len(self.lwkt.cpus)
-        self.workers.waits()
         try:
             return await self.lwkt.adopt(
-                self._wait, lwp, caller, nodeid, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
+                self._wait, parked, caller, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
             )
         except BaseException as exc:
-            raise self.translate(op, exc) from None
+            raise HostError(self.errno_of(op, exc)) from None
         finally:
-            self.workers.resumed()
             del self.parked_threads[lwp]
             self.procs.request_exit(lwp)
 
-    async def _wait(
-        self, lwp: Lwp, caller: Caller, nodeid: int, core: Callable[..., R], *args: Any
-    ) -> R:
-        self.watcher.watch(lwp, nodeid)
+    async def _wait(self, parked: Parked, caller: Caller, core: Callable[..., R], *args: Any) -> R:
+        assert parked.lwp is not None
+        self.watcher.watch(parked.lwp, parked.nodeid, told=parked.told)
+        if parked.interrupted:
+            self.watcher.interrupt(parked.lwp)
         try:
             return await run_blocking(self._served, caller, core, *args)
         finally:
-            self.watcher.unwatch(lwp)
+            self.watcher.unwatch(parked.lwp)
+
+    def interrupt(self, parked: Parked) -> None:
+        """The host says that the caller of a parked request was signalled: its wait ends."""
+        parked.interrupted = True
+        if parked.lwp is not None:
+            self.watcher.interrupt(parked.lwp)
 
     def _served(self, caller: Caller, core: Callable[..., R], *args: Any) -> R:
         """Run ``core`` for the host within an adopted thread."""
@@ -286,27 +292,33 @@ class RequestContext:
         self.closing = True
         self.watcher.end_all()
 
-    def translate(self, op: str, exc: BaseException) -> BaseException:
-        """What to raise to pyfuse3 for ``exc``."""
+    def errno_of(self, op: str, exc: BaseException) -> int:
+        """The host's number for what a request raised; reports it if it is a bug.
+
+        Raises:
+            BaseException: ``exc`` itself, when it is for the event loop (a cancellation).
+        """
         if isinstance(exc, KError):
             error = exc.errno or 0
             if error in (ERESTART, EINTR):
                 self.interrupted += 1
                 error = EINTR
-            return pyfuse3.FUSEError(to_linux(error))
-        if isinstance(exc, pyfuse3.FUSEError | trio.Cancelled):
-            return exc
+            return to_linux(error)
+        if isinstance(exc, HostError):
+            return exc.number
+        if isinstance(exc, trio.Cancelled):
+            raise exc
         self.failed += 1
         self.report(op, "".join(traceback.format_exception(exc)))
         if isinstance(exc, Panic):
             self.on_panic(exc)
         elif not isinstance(exc, Exception):
-            return exc
+            raise exc
         elif isinstance(exc, MemoryError):
-            return pyfuse3.FUSEError(host_errno.ENOMEM)
+            return host_errno.ENOMEM
         elif isinstance(exc, OSError) and exc.errno and 0 < exc.errno < _ERRNO_LIMIT:
-            return pyfuse3.FUSEError(exc.errno)
-        return pyfuse3.FUSEError(host_errno.EIO)
+            return exc.errno
+        return host_errno.EIO
 
     def statistics(self) -> RequestTable:
         """Counters since boot."""
@@ -316,66 +328,10 @@ class RequestContext:
             parked_now=len(self.parked_threads),
             failed=self.failed,
             interrupted=self.interrupted,
-            by_operation=dict(self.counts),
+            by_operation=self.count(),
         )
 
 
 async def _go_on() -> int:
     """The wait of a request that found no CPU: becoming a thread was all it needed."""
     return 0
-
-
-def request(core: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a handler out of ``core(self, *args, ctx)``; ``ctx`` is pyfuse3's, and comes last."""
-    op = core.__name__
-
-    @functools.wraps(core)
-    async def handler(self: Any, *args: Any) -> R:
-        context: RequestContext = self.context
-        ctx = args[-1]
-        context.counts[op] += 1
-        try:
-            td = context.enter(ctx)
-            try:
-                return core(self, *args)  # type: ignore[call-arg]
-            finally:
-                context.leave(td)
-        except Block:
-            pass
-        except BaseException as exc:
-            raise context.translate(op, exc) from None
-        caller = Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
-        return await context.park(op, caller, 0, core, self, *args)
-
-    return cast("Callable[P, Coroutine[Any, Any, R]]", handler)
-
-
-def fh_request(
-    core: Callable[Concatenate[S, OpenFile, P], R],
-) -> Callable[Concatenate[S, int, P], Coroutine[Any, Any, R]]:
-    """Make a handler out of ``core(self, open_file, *args)``, called with the file's number."""
-    op = core.__name__.removeprefix("_")
-
-    @functools.wraps(core)
-    async def handler(self: Any, fh: int, *args: Any) -> R:
-        context: RequestContext = self.context
-        context.counts[op] += 1
-        try:
-            opened = self.files[fh]
-        except KeyError:
-            raise pyfuse3.FUSEError(host_errno.EBADF) from None
-        if opened.gone:
-            raise pyfuse3.FUSEError(host_errno.ESTALE)
-        try:
-            td = context.enter(opened.caller)
-            try:
-                return core(self, opened, *args)  # type: ignore[call-arg]
-            finally:
-                context.leave(td)
-        except Block:
-            pass
-        except BaseException as exc:
-            raise context.translate(op, exc) from None
-        return await context.park(op, opened.caller, opened.node.nodeid, core, self, opened, *args)
-
-    return cast("Callable[Concatenate[S, int, P], Coroutine[Any, Any, R]]", handler)

@@ -1,10 +1,12 @@
 """One watcher for all blocked callers: a signal to a host process ends its wait here.
 
-pyfuse3 has no callback for FUSE_INTERRUPT, and a process blocked in a FUSE request cannot even be
-killed until it is answered. While requests wait, this task reads the pending signals of their
-callers from the host's ``/proc`` every 20 ms and ends the wait of a signalled caller with EINTR.
+A process blocked in a FUSE request cannot even be killed until it is answered. The device transport
+is told of a signal by FUSE_INTERRUPT and passes it on (`SignalWatcher.interrupt`). pyfuse3 has no
+callback for it: while requests wait, this task reads the pending signals of their callers from the
+host's ``/proc`` every 20 ms and ends the wait of a signalled caller with EINTR. Both ways the look
+is repeated until the wait is over, so no signal is lost to a thread that was not asleep yet.
 
-Three kinds of callers:
+Three kinds of callers are looked at:
 
 * **the asker is known** (all operations that name a file): its thread is looked at.
 * **only the opener is known** (read, write, fsync ... of an open file): every thread of the
@@ -67,10 +69,13 @@ class Probes(NamedTuple):
 class Watch:
     """One waiting request."""
 
-    __slots__ = ("nodeid", "opener", "since")
+    __slots__ = ("interrupted", "nodeid", "opener", "since", "told")
 
-    def __init__(self, since: int, nodeid: int, opener: int) -> None:
+    def __init__(self, since: int, nodeid: int, opener: int, told: bool) -> None:
         self.since = since
+        #: The host says by itself when the caller is signalled (`SignalWatcher.interrupt`).
+        self.told = told
+        self.interrupted = False
         #: The open file it came through; 0 when the caller himself is known.
         self.nodeid = nodeid
         #: The process of the opener, 0 when it cannot be seen.
@@ -122,11 +127,16 @@ class SignalWatcher:
         self._pause = 0.0
         self._wake = trio.Event()
 
-    def watch(self, lwp: Lwp, nodeid: int = 0) -> None:
-        """Watch for whom ``lwp`` waits: its host process, or whoever has ``nodeid`` open."""
+    def watch(self, lwp: Lwp, nodeid: int = 0, *, told: bool = False) -> None:
+        """Watch for whom ``lwp`` waits: its host process, or whoever has ``nodeid`` open.
+
+        With ``told`` nobody is looked at: the host will say when the caller is signalled.
+        """
         pid = lwp.proc.host_pid
+        if told:
+            nodeid = 0
         opener = self.probes.process_of(pid) if nodeid and pid and self._sees else 0
-        self._watched[lwp] = Watch(self.monotonic_ns(), nodeid, opener)
+        self._watched[lwp] = Watch(self.monotonic_ns(), nodeid, opener, told)
         if nodeid and nodeid not in self._holders:
             self._until_search = min(self._until_search, 1)
         self._wake.set()
@@ -134,6 +144,18 @@ class SignalWatcher:
     def unwatch(self, lwp: Lwp) -> None:
         """The request has been answered."""
         self._watched.pop(lwp, None)
+
+    def interrupt(self, lwp: Lwp) -> None:
+        """The host has said that the caller was signalled: end the wait, now or when it begins."""
+        watch = self._watched.get(lwp)
+        if watch is not None:
+            watch.interrupted = True
+            self._end(lwp)
+
+    def _end(self, lwp: Lwp) -> None:
+        td = lwp.thread
+        if td is not None and self.abort_sleep(td, EINTR):
+            self.interrupted += 1
 
     def end_all(self) -> None:
         """End every wait, now and from now on: the session is over."""
@@ -170,13 +192,13 @@ class SignalWatcher:
         known: dict[tuple[bool, int], int] = {}
         for lwp, watch in list(self._watched.items()):
             if everybody or self._hit(lwp.proc.host_pid, watch, now, known):
-                td = lwp.thread
-                if td is not None and self.abort_sleep(td, EINTR):
-                    self.interrupted += 1
+                self._end(lwp)
         self._pause = (self.monotonic_ns() - began) * PAUSE_RATIO / _NS
 
     def _hit(self, pid: int, watch: Watch, now: int, known: dict[tuple[bool, int], int]) -> bool:
         """Whether the wait is to end."""
+        if watch.told:
+            return watch.interrupted
         if not pid or not self._sees:
             return now - watch.since > self.foreign_wait * _NS
         if not watch.nodeid:

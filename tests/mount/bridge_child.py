@@ -63,6 +63,7 @@ async def commands(kernel: Kernel, session: FuseSession) -> None:
 async def main(directory: str, options: dict[str, Any]) -> int:
     """Boot, mount, serve; the exit code says how it ended."""
     settings = options.pop("sysctl", {})
+    options.setdefault("transport", os.environ.get("DFUSER_TRANSPORT", "device"))
     kernel = Kernel(Config(sysctl=settings, state_dir=options.pop("state", directory + ".state")))
     scope = trio.CancelScope()
     kernel.on_panic(scope.cancel)
@@ -70,21 +71,22 @@ async def main(directory: str, options: dict[str, Any]) -> int:
         await nursery.start(kernel.run)
         session = FuseSession(
             kernel.vfs, kernel.lwkt, kernel.procs, SessionOptions(directory, **options),
-            kernel.report, kernel.panicked,
+            kernel.report, kernel.panicked, kernel.posixlocks,
         )  # fmt: skip
         session.mount()
         for owner in session.owners():
             kernel.add_owner(owner)
-        say("mounted", os.getpid())
         with scope:
             async with trio.open_nursery() as inner:
+                await inner.start(session.serve)
+                say("mounted", os.getpid())
                 inner.start_soon(commands, kernel, session)
-                await session.serve()
+                await session.ended.wait()
                 inner.cancel_scope.cancel()
         if kernel.panic_dump is not None:
             say("panic", str(kernel.panic_dump))
         else:
-            say("end", len(session.nodes.by_id), session.context.counts["write"])
+            say("end", len(session.root.nodes.by_id), session.served()["write"])
         kernel.request_stop()
     sys.stderr.write(kernel.msgbuf.text())
     return PANIC_CODE if kernel.panic_dump is not None else 0

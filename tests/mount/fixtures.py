@@ -15,8 +15,20 @@ from tests.mount.mounted import Mounted, mounted, why_no_mount
 HOST_TMPFS = Path("/dev/shm")
 
 
+@pytest.fixture(scope="session", autouse=True, params=["device", "pyfuse3"])
+def transport(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Who serves the mounts of a test; mounts are made by the default that the variable sets."""
+    before = os.environ.get("DFUSER_TRANSPORT")
+    os.environ["DFUSER_TRANSPORT"] = request.param
+    yield request.param
+    if before is None:
+        del os.environ["DFUSER_TRANSPORT"]
+    else:
+        os.environ["DFUSER_TRANSPORT"] = before
+
+
 @pytest.fixture(scope="session")
-def mnt() -> Iterator[Mounted]:
+def mnt(transport: str) -> Iterator[Mounted]:
     """The mounted dfuser of this session, or the directory that DFUSER_TEST_DIR names."""
     if given := os.environ.get("DFUSER_TEST_DIR"):
         yield Mounted(Path(given), None, None)

@@ -35,14 +35,21 @@ def place(path):
 
 
 class Rig:
-    """A running child. Made by `rig`."""
+    """A running child. Made by `rig`.
 
-    def __init__(self, path: Path, **options: Any) -> None:
+    Args:
+        path: where it mounts.
+        before: words of a command that runs the child.
+        options: see `tests.mount.bridge_child`.
+    """
+
+    def __init__(self, path: Path, *before: str, **options: Any) -> None:
         self.path = path
         self.log = path.with_suffix(".log")
         self.err = self.log.open("wb")
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "tests.mount.bridge_child", str(path), json.dumps(options)],
+            [*before, sys.executable, "-m", "tests.mount.bridge_child", str(path),
+             json.dumps(options)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.err,
             cwd=Path(__file__).parents[2],
         )  # fmt: skip

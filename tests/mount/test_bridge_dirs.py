@@ -95,8 +95,12 @@ def names_from(handle: ctypes.c_void_p) -> list[bytes]:
     return found
 
 
-def test_telldir_and_seekdir(world: Rig) -> None:
-    """What if a reader goes back to a place it remembered, after entries around it were removed?"""
+def test_telldir_and_seekdir(world: Rig, transport: str) -> None:
+    """What if a reader goes back to a place it remembered, after entries around it were removed?
+
+    The host may keep a listing while the directory is open (on the device it does), so that removed
+    names are still told, which POSIX leaves open; what is there must come, once and in order.
+    """
     path = fill(world, "seek", 2000)
     handle = ctypes.c_void_p(LIBC.opendir(os.fsencode(path)))
     for _ in range(1000):
@@ -108,19 +112,26 @@ def test_telldir_and_seekdir(world: Rig) -> None:
     for name in rest[::2]:
         os.unlink(os.path.join(os.fsencode(path), name))
     LIBC.seekdir(handle, ctypes.c_long(where))
-    assert names_from(handle) == rest[1::2]
+    left = names_from(handle)
+    assert left == rest[1::2] if transport == "pyfuse3" else left in (rest, rest[1::2])
     LIBC.rewinddir(handle)
     assert len(names_from(handle)) == 2002 - len(rest[::2])
     LIBC.closedir(handle)
 
 
-def test_mount_points_in_a_listing(world: Rig) -> None:
-    """What if entries of a listing are roots of other mounts: are their own attributes shown?"""
+def test_mount_points_in_a_listing(world: Rig, transport: str) -> None:
+    """What if entries of a listing are roots of other mounts: are their own attributes shown?
+
+    A mount that the host knows is its business: the listing has the number of what is covered.
+    """
     with os.scandir(world.path) as entries:
         found = {entry.name: entry for entry in entries}
     assert {"tmp", "dev", "proc", "sysctl", "kern"} <= set(found)
     for name in ("tmp", "dev", "proc"):
-        assert found[name].inode() == os.stat(world.path / name).st_ino
+        if transport == "pyfuse3":
+            assert found[name].inode() == os.stat(world.path / name).st_ino
+        else:
+            assert os.path.ismount(world.path / name)
     assert os.stat(world.path / "tmp").st_mode & 0o7777 == 0o1777
 
 

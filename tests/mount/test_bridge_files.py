@@ -171,7 +171,7 @@ def test_listing_tells_types_and_numbers(place: Path, world: Rig) -> None:
     os.mknod(place / "s", stat.S_IFSOCK | 0o600)
     for base in (place, world.path):
         for name, (ino, kind) in raw_listing(base).items():
-            if name not in (b".", b".."):
+            if name not in (b".", b"..") and not os.path.ismount(base / os.fsdecode(name)):
                 is_ = os.lstat(base / os.fsdecode(name))
                 assert (ino, kind) == (is_.st_ino, stat.S_IFMT(is_.st_mode) >> 12), name
 

@@ -144,7 +144,7 @@ def test_memory_of_a_cached_file(world: Rig) -> None:
     before = world.inside(RESIDENT)
     make_files(base, "f", FILES)
     after = world.inside(RESIDENT)
-    assert world.stat("len(s.nodes.by_id)") > FILES
+    assert world.stat("len(s.root.nodes.by_id)") > FILES
     assert world.stat("vfs.vnodes.numvnodes") > FILES
     assert (after - before) / FILES <= FILE_COST
 

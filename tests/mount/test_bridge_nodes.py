@@ -22,7 +22,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to drop the host's
 @pytest.fixture
 def world() -> Iterator[Rig]:
     """A mount of its own for each test."""
-    with rig() as made:
+    with rig(onemount=True) as made:
         yield made
         assert made.stat("s.context.failed") == 0, made.stat("k.msgbuf.text()")
         made.end()
@@ -47,22 +47,22 @@ def test_forget_is_exact(world: Rig) -> None:
     for base, dirs, files in os.walk(world.path):
         for name in dirs + files:
             os.lstat(os.path.join(base, name))
-    assert world.stat("len(s.nodes.by_id)") > 500
+    assert world.stat("len(s.root.nodes.by_id)") > 500
 
     def only_the_open_ones() -> bool:
         drop_caches()
-        return set(world.stat("list(s.nodes.by_id)")) == open_path
+        return set(world.stat("list(s.root.nodes.by_id)")) == open_path
 
     eventually(only_the_open_ones, "only open files remain")
     os.close(held)
 
     def only_the_root() -> bool:
         drop_caches()
-        return bool(world.stat("list(s.nodes.by_id)") == [1])
+        return bool(world.stat("list(s.root.nodes.by_id)") == [1])
 
     eventually(only_the_root, "only the root remains")
-    assert world.stat("sum(n.nlookup for n in s.nodes.by_id.values())") == 0
-    counts = world.stat("list(s.nodes.statistics())")
+    assert world.stat("sum(n.nlookup for n in s.root.nodes.by_id.values())") == 0
+    counts = world.stat("list(s.root.nodes.statistics())")
     assert counts[2] == counts[3], "made and forgotten"
 
 
@@ -87,7 +87,7 @@ def test_vnodes_stay_within_their_limit(world: Rig, many_files: int) -> None:
     os.chdir(deep)
     try:
         assert len(numbers) == many_files
-        assert world.stat("len(s.nodes.by_id)") >= many_files
+        assert world.stat("len(s.root.nodes.by_id)") >= many_files
         eventually(lambda: world.stat("vfs.vnodes.numvnodes") <= 2200, "vnlru keeps kern.maxvnodes")
         for count, (name, number) in enumerate(numbers.items()):
             fd = os.open(many / name, os.O_RDONLY)
@@ -95,7 +95,7 @@ def test_vnodes_stay_within_their_limit(world: Rig, many_files: int) -> None:
             os.close(fd)
             if not count % 2000:
                 assert world.stat("vfs.vnodes.numvnodes") <= 2400
-        assert world.stat("s.nodes.revived") > 0
+        assert world.stat("s.root.nodes.revived") > 0
         assert Path("here").read_text() == "deep"
         Path("new").write_text("made by a relative path")
         assert (deep / "new").exists()
@@ -148,7 +148,7 @@ def test_file_handles_outlive_forget(world: Rig) -> None:
 
     def forgotten() -> bool:
         drop_caches()
-        return bool(world.stat("list(s.nodes.by_id)") == [1])
+        return bool(world.stat("list(s.root.nodes.by_id)") == [1])
 
     eventually(forgotten, "everything is forgotten")
     for handle, number in zip(handles, numbers, strict=True):
@@ -163,7 +163,7 @@ def test_file_handles_outlive_forget(world: Rig) -> None:
     with pytest.raises(OSError, match=r"Stale|open_by_handle") as caught:
         open_by_handle(world.path, handles[0])
     assert caught.value.errno == 116
-    assert world.stat("all(n.nlookup > 0 for n in s.nodes.by_id.values() if n.nodeid != 1)")
+    assert world.stat("all(n.nlookup > 0 for n in s.root.nodes.by_id.values() if n.nodeid != 1)")
 
 
 def test_numbers_are_never_reused(world: Rig) -> None:
@@ -234,4 +234,4 @@ def test_forget_races_with_lookup(world: Rig) -> None:
             drop_caches()
     for thread in threads:
         thread.join()
-    assert world.stat("all(n.nlookup > 0 for n in s.nodes.by_id.values() if n.nodeid != 1)")
+    assert world.stat("all(n.nlookup > 0 for n in s.root.nodes.by_id.values() if n.nodeid != 1)")

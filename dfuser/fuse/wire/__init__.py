@@ -23,6 +23,7 @@ are. Emitting trusts its caller: a number that does not fit its member is a bug 
 
 ``const`` has the numbers, ``layout`` says how a structure becomes a record, ``operations`` is the
 table of all opcodes with what dfuser answers; docs/fuse-protocol.md shows the same table.
+`show` and ``words`` say in a line what a message says, for `dfuser trace`.
 
 Counterpart: include/uapi/linux/fuse.h of Linux, protocol 7.45; the oldest version served is 7.12.
 """

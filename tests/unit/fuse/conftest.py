@@ -10,6 +10,7 @@ import pytest
 from dfuser.boot.config import Config
 from dfuser.boot.kernel import Kernel
 from dfuser.fuse.session import FuseSession, SessionOptions
+from dfuser.fuse.stock.connection import StockConnection
 from dfuser.hw.fake import FakeHost
 
 MEMORY = 16 << 20
@@ -33,17 +34,24 @@ class Bridge:
         self.reports: list[str] = []
         self.panics: list[BaseException] = []
         self.session = FuseSession(
-            self.kernel.vfs, self.kernel.lwkt, self.kernel.procs, SessionOptions("/nowhere"),
+            self.kernel.vfs, self.kernel.lwkt, self.kernel.procs,
+            SessionOptions("/nowhere", transport="pyfuse3"),
             lambda where, text: self.reports.append(f"{where}: {text}"), self.panics.append,
+            self.kernel.posixlocks,
         )  # fmt: skip
         self.vfs = self.kernel.vfs
         self.vfs.hostcache = self.session.notifier
-        root = self.vfs.mounts.root
-        assert root is not None
-        self.root = root
-        self.rootvp = root.ops.vfs_root(root)
-        self.session.nodes.set_root(root, self.rootvp)
-        self.ops = self.session.ops
+        root = self.session.root
+        assert isinstance(root, StockConnection)
+        self.connection = root
+        self.root = root.mount
+        self.kernel.in_context(root.take_root)
+        self.rootvp = root.nodes.by_id[1].vp
+        self.nodes = root.nodes
+        self.attrs = root.attrs
+        self.polls = root.polls
+        self.files = root.ops.files
+        self.ops = root.handlers
 
     def call(self, handler: Coroutine[Any, Any, Any]) -> Any:
         """Run a handler that does not wait to its end."""
@@ -56,7 +64,7 @@ class Bridge:
 
     def close(self) -> None:
         """Take everything down; the kernel checks that nothing is left."""
-        self.kernel.in_context(self.session._release_all)
+        self.kernel.in_context(self.connection.release_all)
         self.vfs.hostcache = None
         self.kernel.stop()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfuser.fuse.attr import flags_of, mount_below, pack
+from dfuser.fuse.attr import flags_of, mount_below, show
 from dfuser.libkern.stat import VType
 from dfuser.libkern.ucred import Ucred
 from dfuser.vfs import syscalls as kern
@@ -46,7 +46,8 @@ def test_flags_hide_bits(bridge: Bridge, vtype: VType, flags: int, mode: int, se
     """What if a mount has flags that the host would read from the mode?"""
     mount = mounted(bridge, "tmpfs", "tmpfs", b"m", flags)
     va = Vattr(vtype, mode=mode, uid=0, gid=0, size=0)
-    assert pack(mount, 5, va).st_mode & 0o7777 == seen
+    assert show(mount, va).mode & 0o7777 == seen
+    assert show(mount, va, host_flags=flags).mode & 0o7777 == mode, "the host has the flags itself"
 
 
 def test_flags_of_a_null_mount(bridge: Bridge) -> None:

@@ -23,14 +23,14 @@ S_IFREG = 0o100644
 
 def test_the_root_is_one(bridge: Bridge) -> None:
     """What if the root is asked for by its number and by its inode?"""
-    nodes = bridge.session.nodes
+    nodes = bridge.nodes
     assert nodes.nodeid(bridge.root, bridge.rootvp.ino) == FUSE_ROOT_ID
     assert nodes.vnode(FUSE_ROOT_ID)[1] is bridge.rootvp
 
 
 def test_numbers_keep_mount_and_inode(bridge: Bridge) -> None:
     """What if two mounts have files of one inode number?"""
-    nodes = bridge.session.nodes
+    nodes = bridge.nodes
     one = bridge.vfs.mounts.get(1)
     two = bridge.vfs.mounts.get(2)
     assert one is not None
@@ -41,7 +41,7 @@ def test_numbers_keep_mount_and_inode(bridge: Bridge) -> None:
 
 def test_inodes_too_large_for_the_number(bridge: Bridge) -> None:
     """What if inode numbers do not fit: are they distinct and stable?"""
-    nodes = bridge.session.nodes
+    nodes = bridge.nodes
     large = [nodes.nodeid(bridge.root, INO_LIMIT + number) for number in range(10)]
     assert len(set(large)) == 10
     assert large == [nodes.nodeid(bridge.root, INO_LIMIT + number) for number in range(10)]
@@ -56,13 +56,13 @@ def test_more_mounts_than_numbers(bridge: Bridge) -> None:
 
     late: Any = Late()
     with pytest.raises(KError) as caught:
-        bridge.session.nodes.nodeid(late, 5)
+        bridge.nodes.nodeid(late, 5)
     assert caught.value.errno == EOVERFLOW
 
 
 def test_a_number_nobody_holds_is_stale(bridge: Bridge) -> None:
     """What if the host names a number it does not hold: by operation, and by file handle?"""
-    nodes = bridge.session.nodes
+    nodes = bridge.nodes
     with pytest.raises(KError) as caught:
         nodes.vnode(999_999)
     assert caught.value.errno == ESTALE
@@ -76,14 +76,14 @@ def test_a_number_nobody_holds_is_stale(bridge: Bridge) -> None:
 def test_a_reclaimed_vnode_is_fetched_again(bridge: Bridge, ctx: Ctx) -> None:
     """What if the vnode behind a number was recycled: same number, same file, counted?"""
     entry = bridge.call(bridge.ops.mknod(1, b"f", S_IFREG, 0, ctx))
-    node = bridge.session.nodes.by_id[entry.st_ino]
+    node = bridge.nodes.by_id[entry.st_ino]
     vp = node.vp
     assert vp is not None
     bridge.kernel.in_context(bridge.vfs.vnodes.freesomevnodes, 100_000)
     assert node.vp is None
     again = bridge.call(bridge.ops.getattr(entry.st_ino, ctx))
     assert again.st_ino == entry.st_ino
-    assert bridge.session.nodes.revived == 1
+    assert bridge.nodes.revived == 1
 
 
 def test_a_removed_file_is_kept_while_the_host_holds_it(bridge: Bridge, ctx: Ctx) -> None:
@@ -94,7 +94,7 @@ def test_a_removed_file_is_kept_while_the_host_holds_it(bridge: Bridge, ctx: Ctx
     info = bridge.call(bridge.ops.open(entry.st_ino, os.O_RDONLY, ctx))
     bridge.call(bridge.ops.release(info.fh))
     bridge.call(bridge.ops.forget([(entry.st_ino, 1)]))
-    assert set(bridge.session.nodes.by_id) == {FUSE_ROOT_ID}
+    assert set(bridge.nodes.by_id) == {FUSE_ROOT_ID}
 
 
 class Table(RuleBasedStateMachine):
@@ -146,7 +146,7 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         """The table is what the host holds, and every held number answers."""
-        nodes = self.bridge.session.nodes
+        nodes = self.bridge.nodes
         counts = {n.nodeid: n.nlookup for n in nodes.by_id.values() if n.nodeid != FUSE_ROOT_ID}
         assert counts == self.held
         for number in self.held:

@@ -24,19 +24,21 @@ class Pipe:
         self.error: OSError | None = None
         self.open = threading.Event()
         self.open.set()
-        session = bridge.session
-        self.notifier = Notifier(
-            session.nodes, session.attrs, session.context, self.entry, self.inode, limit
-        )
+        self.nodes = bridge.nodes
+        self.nodes.connection = self
+        self.expired: list[bytes] = []
+        self.notifier = Notifier(lambda: [self], bridge.session.context, limit)
         bridge.vfs.hostcache = self.notifier
 
-    def entry(self, nodeid: int, name: bytes) -> None:
+    def inval_entry(self, nodeid: int, name: bytes, expire: bool) -> None:
         self.open.wait()
         if self.error:
             raise self.error
         self.entries.append((nodeid, name))
+        if expire:
+            self.expired.append(name)
 
-    def inode(self, nodeid: int, attr_only: bool) -> None:
+    def inval_inode(self, nodeid: int, attr_only: bool) -> None:
         self.open.wait()
         if self.error:
             raise self.error
@@ -121,7 +123,7 @@ def test_volatile_mounts_are_not_told(bridge: Bridge, ctx: Ctx) -> None:
     """What if a file of /proc or a sysctl changes, which the host never caches?"""
     pipe = Pipe(bridge)
     entry = bridge.call(bridge.ops.lookup(1, b"sysctl", ctx))
-    vp = bridge.session.nodes.by_id[entry.st_ino].vp
+    vp = bridge.nodes.by_id[entry.st_ino].vp
     assert vp is not None
     pipe.notifier.data_changed(vp)
     pipe.notifier.entry_changed(vp, b"kern")
@@ -138,3 +140,21 @@ def test_stop_does_not_wait_for_what_is_queued(bridge: Bridge) -> None:
     threading.Timer(0.05, pipe.open.set).start()
     pipe.notifier.stop()
     assert len(pipe.entries) + len(pipe.inodes) < 11
+
+
+def test_a_covered_name_is_only_expired(bridge: Bridge) -> None:
+    """What if a name changes that something is mounted on: may the host detach what is there?"""
+    pipe = Pipe(bridge)
+    pipe.notifier.entry_changed(bridge.rootvp, b"tmp")
+    pipe.notifier.entry_changed(bridge.rootvp, b"other")
+    pipe.drain()
+    assert pipe.expired == [b"tmp"]
+    assert (1, b"other") in pipe.entries
+
+
+def test_an_ended_connection_is_told_nothing(bridge: Bridge) -> None:
+    """What if a connection ends while messages for it wait?"""
+    pipe = Pipe(bridge)
+    pipe.notifier.entry_changed(bridge.rootvp, b"x")
+    pipe.notifier.gone(pipe)
+    assert pipe.notifier.statistics().waiting == 0

@@ -54,9 +54,9 @@ def test_close_drops_the_handle(bridge: Bridge, ctx: Ctx) -> None:
     fh = open_log(bridge, ctx)
     handle: Any = Handle()
     bridge.call(bridge.ops.poll(0, fh, handle, ctx))
-    assert bridge.session.polls.statistics().waiting == 1
+    assert bridge.polls.statistics().waiting == 1
     bridge.call(bridge.ops.release(fh))
-    assert bridge.session.polls.statistics().waiting == 0
+    assert bridge.polls.statistics().waiting == 0
     bridge.kernel.log("nobody listens")
     assert handle.notified == 0
 
@@ -67,5 +67,5 @@ def test_a_host_that_is_gone(bridge: Bridge, ctx: Ctx) -> None:
     handle: Any = Handle(OSError(107, "not connected"))
     bridge.call(bridge.ops.poll(0, fh, handle, ctx))
     bridge.kernel.log("message")
-    assert bridge.session.polls.statistics().refused == 1
+    assert bridge.polls.statistics().refused == 1
     bridge.call(bridge.ops.release(fh))

@@ -6,8 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from dfuser.fuse import workers as module
-from dfuser.fuse.workers import Workers
+from dfuser.fuse.stock import workers as module
+from dfuser.fuse.stock.workers import Workers
 
 
 class Loop:
