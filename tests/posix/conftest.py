@@ -1,21 +1,25 @@
-"""Fixtures of the POSIX cases: every case's outcome on the host's tmpfs and on the mount."""
+"""Fixtures of the POSIX cases: every case's outcome on the host's tmpfs and on each mount."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mount.fixtures import host, mnt
-from tests.mount.mounted import Mounted
+from tests.mount.fixtures import host
+from tests.mount.mounted import mounted
+from tests.posix.differences import differences
 from tests.posix.runner import Outcome
+from tests.posix.transports import TRANSPORTS, why_not
 
-__all__ = ["host", "mnt"]
+__all__ = ["host"]
 ROOT = Path(__file__).parents[2]
-LIMIT = 600.0
+LIMIT = 800.0
 
 
 def _run(directory: Path) -> dict[str, Outcome]:
@@ -34,7 +38,27 @@ def on_host(host: Path) -> dict[str, Outcome]:
     return _run(host)
 
 
+@pytest.fixture(scope="session", params=TRANSPORTS)
+def transport(request: pytest.FixtureRequest) -> str:
+    """Each transport that can be had here, one after the other."""
+    name: str = request.param
+    if reason := why_not(name):
+        pytest.skip(reason)
+    return name
+
+
 @pytest.fixture(scope="session")
-def on_mount(mnt: Mounted) -> dict[str, Outcome]:
-    """What became of each case on the mounted dfuser."""
-    return _run(mnt.path)
+def listed(transport: str) -> dict[str, str]:
+    """The differences that are allowed on this transport."""
+    return differences(transport)
+
+
+@pytest.fixture(scope="session")
+def on_mount(transport: str) -> Iterator[dict[str, Outcome]]:
+    """What became of each case on a dfuser that this transport serves; its end is judged, too."""
+    if given := os.environ.get("DFUSER_TEST_DIR"):
+        yield _run(Path(given))
+        return
+    with mounted("tmpfs", "--transport", transport) as world:
+        outcomes = _run(world.path)
+    yield outcomes

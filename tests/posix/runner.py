@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from tests.posix import linux
 from tests.posix.case import Case, CaseFailed, NotApplicable
 
 PASS, FAIL, NA = "pass", "fail", "n/a"
@@ -222,8 +223,22 @@ def _empty_one(directory: int) -> str | None:
     """Unlink what is no directory; return the name of one subdirectory, if there is one."""
     os.lseek(directory, 0, os.SEEK_SET)
     for name in os.listdir(directory):
-        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+        kind = stat.S_IFMT(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+        if kind in (stat.S_IFDIR, stat.S_IFREG):
+            _take_flags_away(directory, name)
+        if kind == stat.S_IFDIR:
             os.chmod(name, 0o700, dir_fd=directory)
             return name
         os.unlink(name, dir_fd=directory)
     return None
+
+
+def _take_flags_away(directory: int, name: str) -> None:
+    """A case that was killed may have left a file immutable, and so not to be removed."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=directory)
+        try:
+            if linux.file_flags(descriptor) & (linux.FS_IMMUTABLE_FL | linux.FS_APPEND_FL):
+                linux.set_file_flags(descriptor, 0)
+        finally:
+            os.close(descriptor)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.posix import runner
+from tests.posix import linux, runner
 from tests.posix.case import Case, CaseFailed, NotApplicable, case, cases_of, refuse
 from tests.posix.runner import (
     FAIL,
@@ -140,6 +142,26 @@ def test_deep_trees_are_removed(tmp_path: Path) -> None:
     os.close(here)
     remove_tree(top)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files immutable")
+def test_flagged_files_are_removed() -> None:
+    """What if a case was killed while its files were immutable?"""
+    shm = Path("/dev/shm")
+    top = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None))
+    (top / "dir").mkdir()
+    (top / "dir" / "file").touch()
+    for path in (top / "dir" / "file", top / "dir"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            linux.set_file_flags(descriptor, linux.FS_IMMUTABLE_FL)
+        except OSError as error:
+            shutil.rmtree(top)
+            pytest.skip(f"no file flags here: {error}")
+        finally:
+            os.close(descriptor)
+    remove_tree(top)
+    assert not top.exists()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, (errno.EPERM, errno.EACCES)])

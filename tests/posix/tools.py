@@ -7,8 +7,10 @@ function and brings the outcome back, an OSError as that very OSError, so that `
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
+import random
 import select
 import signal
 import time
@@ -94,6 +96,24 @@ def tick() -> None:
 def coarse_now() -> int:
     """The clock that Linux file systems stamp with, in nanoseconds; it moves once a jiffy."""
     return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+
+def undisturbed(body: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Decorate a case that looks at figures of the whole file system, which others may use, too.
+
+    It is tried ten times, each in a directory of its own, and believed when it is right once.
+    """
+
+    @functools.wraps(body)
+    def tries(d: Path) -> None:
+        for n in range(9):
+            with contextlib.suppress(CaseFailed):
+                body(folder(d / f"try-{n}"))
+                return
+            time.sleep(random.random() / 5)  # out of step with a run of the same case beside us
+        body(folder(d / "last"))
+
+    return tries
 
 
 def as_user(user: User, call: Callable[..., Any], *args: Any) -> Any:

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 from tests.posix.case import case, refuse, same, true
+from tests.posix.locking import UNLOCK, WRITE, lock
 from tests.posix.tools import Child, Signpost, aged, opened, put
 
 PAGE = mmap.PAGESIZE
@@ -178,3 +179,72 @@ def many_pages_in_random_order(d: Path) -> None:
     data = path.read_bytes()
     found = [int.from_bytes(data[at : at + 4], "big") for at in range(0, len(data), PAGE)]
     same(found, list(range(500)), "pages")
+
+
+@case(limit=30.0)
+def counter_under_record_locks(d: Path) -> None:
+    """Four processes that count in a shared mapping under record locks lose nothing."""
+    path = put(d / "f", bytes(PAGE))
+
+    def count() -> None:
+        with opened(path, os.O_RDWR) as f, mmap.mmap(f, PAGE) as memory:
+            for _ in range(200):
+                lock(f, WRITE, 0, 8, wait=True)
+                number = int.from_bytes(memory[0:8], "little") + 1
+                memory[0:8] = number.to_bytes(8, "little")
+                lock(f, UNLOCK, 0, 8)
+
+    for child in [Child(count) for _ in range(4)]:
+        child.result()
+    same(int.from_bytes(path.read_bytes()[:8], "little"), 800, "count")
+
+
+@case(limit=30.0)
+def ring_between_two_processes(d: Path) -> None:
+    """A writer and a reader that pass 500 numbers through a mapping, a lock on each slot."""
+    slots = 8
+    path = put(d / "f", bytes(PAGE))
+
+    def produce() -> None:
+        with opened(path, os.O_RDWR) as f, mmap.mmap(f, PAGE) as memory:
+            for n in range(1, 501):
+                at, done = n % slots * 8, False
+                while not done:
+                    lock(f, WRITE, at, 8, wait=True)
+                    if done := memory[at : at + 8] == bytes(8):
+                        memory[at : at + 8] = n.to_bytes(8, "little")
+                    lock(f, UNLOCK, at, 8)
+
+    child = Child(produce)
+    with opened(path, os.O_RDWR) as f, mmap.mmap(f, PAGE) as memory:
+        for n in range(1, 501):
+            at, got = n % slots * 8, 0
+            while not got:
+                lock(f, WRITE, at, 8, wait=True)
+                got = int.from_bytes(memory[at : at + 8], "little")
+                memory[at : at + 8] = bytes(8)
+                lock(f, UNLOCK, at, 8)
+            same(got, n, "number in the slot")
+    child.result()
+
+
+@case()
+def private_mapping_keeps_what_it_copied(d: Path) -> None:
+    """A page that a private mapping has written does not follow the file any more."""
+    path = put(d / "f", b"x" * PAGE)
+    with opened(path, os.O_RDWR) as f, mmap.mmap(f, PAGE, flags=mmap.MAP_PRIVATE) as memory:
+        memory[0:4] = b"mine"
+        os.pwrite(f, b"file", 0)
+        same((memory[0:4], os.pread(f, 4, 0)), (b"mine", b"file"), "mapping and file")
+
+
+@case()
+def mapped_while_replaced(d: Path) -> None:
+    """A mapping shows the file it was made of, after another took the name."""
+    path = put(d / "f", b"old!" * 1024)
+    put(d / "g", b"new!" * 1024)
+    with opened(path, os.O_RDWR) as f, mmap.mmap(f, PAGE) as memory:
+        os.rename(d / "g", path)
+        same((memory[0:4], path.read_bytes()[:4]), (b"old!", b"new!"), "mapping and new file")
+        memory[0:4] = b"gone"
+    same(path.read_bytes()[:4], b"new!", "bytes of the new file")

@@ -265,3 +265,80 @@ def directories_in_opposite_directions(d: Path) -> None:
         child.result()
     found = [name for _, names, _ in os.walk(d) for name in names]
     same(sorted(found), ["a", "b"], "directories left")
+
+
+@table({name: (name,) for name in MAKE})
+def no_replace_of_each_kind(d: Path, kind: str) -> None:
+    """RENAME_NOREPLACE moves every kind to a free name, and is EEXIST onto any kind."""
+    MAKE[kind](d / "a")
+    for other, make in MAKE.items():
+        make(d / f"taken-{other}")
+        refuse(errno.EEXIST, linux.renameat2, d / "a", d / f"taken-{other}", linux.RENAME_NOREPLACE)
+    (d / "dangling").symlink_to("nobody")
+    refuse(errno.EEXIST, linux.renameat2, d / "a", d / "dangling", linux.RENAME_NOREPLACE)
+    refuse(errno.EEXIST, linux.renameat2, d / "a", d / "a", linux.RENAME_NOREPLACE)
+    inode = (d / "a").lstat().st_ino
+    linux.renameat2(d / "a", d / "free", linux.RENAME_NOREPLACE)
+    same(((d / "free").lstat().st_ino, (d / "a").exists()), (inode, False), "inode, old name")
+
+
+@table({f"{a}-{b}": (a, b) for a in MAKE for b in MAKE if a <= b})
+def exchange_of_each_kind(d: Path, first: str, second: str) -> None:
+    """RENAME_EXCHANGE swaps any two, in two directories; `..` and link counts follow."""
+    (d / "one").mkdir()
+    (d / "two").mkdir()
+    MAKE[first](d / "one" / "a")
+    MAKE[second](d / "two" / "b")
+    before = ((d / "one" / "a").lstat(), (d / "two" / "b").lstat())
+    linux.renameat2(d / "one" / "a", d / "two" / "b", linux.RENAME_EXCHANGE)
+    after = ((d / "two" / "b").lstat(), (d / "one" / "a").lstat())
+    same([x.st_ino for x in after], [x.st_ino for x in before], "inodes")
+    same([x.st_mode for x in after], [x.st_mode for x in before], "kinds")
+    for place, name in (("one", "a"), ("two", "b")):
+        inside = (d / place / name).is_dir() and not (d / place / name).is_symlink()
+        same((d / place).stat().st_nlink, 3 if inside else 2, f"links of {place}")
+        if inside:
+            up = os.stat(d / place / name / "..").st_ino
+            same(up, (d / place).stat().st_ino, "the parent that .. leads to")
+
+
+@case()
+def exchange_of_one_file(d: Path) -> None:
+    """Two names of one file exchanged, and a name with itself: nothing changes."""
+    (d / "a").write_bytes(b"abc")
+    os.link(d / "a", d / "b")
+    linux.renameat2(d / "a", d / "b", linux.RENAME_EXCHANGE)
+    linux.renameat2(d / "a", d / "a", linux.RENAME_EXCHANGE)
+    same(((d / "a").stat().st_nlink, (d / "b").read_bytes()), (2, b"abc"), "links and bytes")
+
+
+@case(limit=30.0)
+def exchange_is_atomic(d: Path) -> None:
+    """While two files are exchanged 300 times, both names are always there, one of each."""
+    (d / "a").write_bytes(b"1")
+    (d / "b").write_bytes(b"2")
+
+    def swap() -> None:
+        for _ in range(300):
+            linux.renameat2(d / "a", d / "b", linux.RENAME_EXCHANGE)
+
+    child = Child(swap)
+    while not child.finished():
+        same(sorted(os.listdir(d)), ["a", "b"], "names")
+        true((d / "a").read_bytes() in (b"1", b"2"), "bytes")
+    child.result()
+    same(((d / "a").read_bytes(), (d / "b").read_bytes()), (b"1", b"2"), "after an even number")
+
+
+@case(root=True)
+def whiteout_device(d: Path) -> None:
+    """A whiteout is a character device 0:0; a rename over it and its removal are ordinary."""
+    (d / "a").write_bytes(b"abc")
+    linux.renameat2(d / "a", d / "b", linux.RENAME_WHITEOUT)
+    found = (d / "a").lstat()
+    same((stat.S_ISCHR(found.st_mode), found.st_rdev, found.st_nlink), (True, 0, 1), "whiteout")
+    os.rename(d / "b", d / "a")
+    same((os.listdir(d), (d / "a").read_bytes()), (["a"], b"abc"), "names and bytes")
+    linux.renameat2(d / "a", d / "b", linux.RENAME_WHITEOUT | linux.RENAME_NOREPLACE)
+    os.unlink(d / "a")
+    same(os.listdir(d), ["b"], "names")

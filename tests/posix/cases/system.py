@@ -22,7 +22,7 @@ from tests.posix.case import (
     true,
     until_refused,
 )
-from tests.posix.tools import Child, Signpost, folder, opened, put
+from tests.posix.tools import Child, Signpost, folder, opened, put, undisturbed
 
 
 @case()
@@ -35,7 +35,8 @@ def statfs_fields(d: Path) -> None:
     same(found.f_namemax, 255, "longest name")
 
 
-@case()
+@case(limit=60.0)
+@undisturbed
 def statfs_counts_blocks(d: Path) -> None:
     """8 MiB written take about that from the free blocks, and removing gives them back."""
     before = os.statvfs(d)
@@ -52,7 +53,8 @@ def statfs_counts_blocks(d: Path) -> None:
     )
 
 
-@case()
+@case(limit=60.0)
+@undisturbed
 def statfs_counts_files(d: Path) -> None:
     """100 files take 100 from the free inodes."""
     before = settled(lambda: os.statvfs(d).f_ffree)
@@ -143,10 +145,10 @@ def flags_by_ioctl(d: Path) -> None:
     with opened(put(d / "f"), os.O_RDONLY) as f:
         buffer = bytearray(8)
         fcntl.ioctl(f, linux.FS_IOC_GETFLAGS, buffer)
-        flags = struct.unpack_from("=I", buffer)[0] | linux.FS_NOATIME_FL
+        flags = struct.unpack_from("=I", buffer)[0] | linux.FS_NODUMP_FL
         fcntl.ioctl(f, linux.FS_IOC_SETFLAGS, struct.pack("=Ii", flags, 0))
         fcntl.ioctl(f, linux.FS_IOC_GETFLAGS, buffer)
-        true(struct.unpack_from("=I", buffer)[0] & linux.FS_NOATIME_FL, "the flag is not kept")
+        true(struct.unpack_from("=I", buffer)[0] & linux.FS_NODUMP_FL, "the flag is not kept")
 
 
 @case()
