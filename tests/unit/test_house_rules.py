@@ -32,7 +32,7 @@ CONSTANT_CALLS = {
     "bool", "bytes", "calcsize", "compile", "encode", "float", "frozenset", "from_bytes",
     "fromhex", "getLogger", "getattr", "hasattr", "int", "join", "len", "max", "min", "object",
     "range", "root", "str", "sum", "sysconf", "to_bytes", "tuple", "uname", "_replace",
-    "attrgetter", "itemgetter",
+    "attrgetter", "itemgetter", "UUID",
 }  # fmt: skip
 
 
