@@ -101,6 +101,7 @@ def command(
       writeback        let the host collect small writes: faster, less coherent
       onemount         show /tmp, /dev and the rest through the root's mount, not as their own
       noopen           no requests for open and close; opens and locks are not seen inside
+      noxattr          no extended attributes and access control lists: fewer requests
       ncpu=N           logical CPUs
       memory=SIZE      physical memory, as 512m or 2g
       hostname=NAME, seed=N, maxvnodes=N, state_dir=DIR

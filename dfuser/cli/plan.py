@@ -29,7 +29,9 @@ _DROPPED: Final = frozenset(
 )  # fmt: skip
 _KERNEL: Final = frozenset({"ncpu", "memory", "hostname", "seed", "maxvnodes", "state_dir"})
 _NUMBERS: Final = frozenset({"ncpu", "seed", "maxvnodes"})
-_SWITCHES: Final = frozenset({"allow_other", "nonempty", "writeback", "ro", "onemount", "noopen"})
+_SWITCHES: Final = frozenset(
+    {"allow_other", "nonempty", "writeback", "ro", "onemount", "noopen", "noxattr"}
+)
 
 #: Who may serve requests, the default first.
 TRANSPORTS: Final = ("device", "pyfuse3")
@@ -39,7 +41,7 @@ class MountWords(NamedTuple):
     """What the words after ``-o`` say."""
 
     switches: frozenset[str]
-    """Of allow_other, nonempty, writeback, ro, onemount, noopen."""
+    """Of allow_other, nonempty, writeback, ro, onemount, noopen, noxattr."""
     kernel: dict[str, str]
     """Settings of the kernel."""
     root: str

@@ -54,9 +54,8 @@ class Runner:
             raise
         self.seconds = time.monotonic() - started
         self.code = code if code >= 0 else ExitCode.SIGNAL - code
-        table = server.session.context.statistics()
-        self.counts = {name: count for name, count in table.by_operation.items() if count}
-        self.failed = table.failed
+        self.counts = {name: count for name, count in server.session.served().items() if count}
+        self.failed = server.session.context.failed
 
     def report(self) -> dict[str, Any]:
         """What happened, for programs."""

@@ -161,6 +161,7 @@ class Server:
             transport=self.plan.transport,
             onemount="onemount" in switches,
             noopen="noopen" in switches,
+            noxattr="noxattr" in switches,
         )
 
     def _boot(self) -> Kernel:

@@ -61,8 +61,7 @@ class Node:
         #: The vnode while it lives; unreferenced (unless ``pinned``), cleared at its reclaim.
         self.vp: Vnode | None = None
         self.pinned = False
-        #: Known to lack the extended attribute that is asked for most: ``security.capability`` of
-        #: a file, the default access control list of a directory.
+        #: Known to have no extended attribute at all, access control lists included.
         self.plain = False
         #: The packed attributes (`attr.AttrCache`); None, or stale unless the vnode has them too.
         self.packed: Any = None

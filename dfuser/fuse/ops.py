@@ -80,8 +80,8 @@ if TYPE_CHECKING:
 _USER: Final = b"user."
 #: The host opens the file to execute it. Counterpart: __FMODE_EXEC (linux/fs.h).
 FMODE_EXEC: Final = 0x20
-#: Asked by the host before a write, to clear it.
-CAPABILITY: Final = b"security.capability"
+#: Combinations of open flags that are remembered.
+OFLAGS_MAX: Final = 256
 #: Rebuilding the path of a directory is the kernel's own business.
 ROOT_CRED: Final = Ucred.root()
 #: How the host treats what is opened, by kind: its own caches, or every request to us.
@@ -109,6 +109,17 @@ class Listed(NamedTuple):
     name: bytes
     node: Node | None
     """What the record names; None for ``.`` and ``..``."""
+
+
+def bare(vp: Vnode) -> bool:
+    """Whether a file has no extended attribute, of either name space."""
+    for space in (EXTATTR_NAMESPACE_USER, EXTATTR_NAMESPACE_SYSTEM):
+        try:
+            if vp.ops.use.vop_listextattr(vp, space, ROOT_CRED):
+                return False
+        except KError:
+            continue
+    return True
 
 
 class Operations:
@@ -141,6 +152,8 @@ class Operations:
         self.separate = separate
         self.files: dict[int, OpenFile] = {}
         self._next_fh = 0
+        #: The host's open flags in our numbers; programs use a handful of combinations.
+        self._oflags: dict[int, int] = {}
 
     # --- helpers ---------------------------------------------------------------------------
 
@@ -193,14 +206,13 @@ class Operations:
         if not umask:
             return mode & 0o7777
         node = self.nodes.by_id[nodeid]
-        if not node.plain:
-            vp = dnch.ncp.vp
-            assert vp is not None
+        vp = dnch.ncp.vp
+        if not node.plain and vp is not None:
             try:
                 vp.ops.use.vop_getextattr(vp, EXTATTR_NAMESPACE_SYSTEM, XATTR_DEFAULT, ROOT_CRED)
                 return mode & 0o7777
             except KError:
-                node.plain = True
+                node.plain = bare(vp)
         return mode & 0o7777 & ~umask
 
     def _opened(self, file: File, node: Node, ctx: Any) -> Opened:
@@ -214,6 +226,15 @@ class Operations:
         if mount.coherence == VOLATILE:
             return Opened(fh, _OPEN_DIRECT)
         return Opened(fh, _OPEN_CACHED if file.vp.type is VType.VREG else _OPENDIR_CACHED)
+
+    def oflags(self, flags: int) -> int:
+        """The host's open flags in DragonFly's numbers."""
+        ours = self._oflags.get(flags)
+        if ours is None:
+            if len(self._oflags) >= OFLAGS_MAX:
+                self._oflags.clear()
+            ours = self._oflags[flags] = oflags_from_linux(flags)
+        return ours
 
     def file(self, fh: int) -> OpenFile:
         """An open by its number. Raises KError: EBADF, or ESTALE when its mount has gone."""
@@ -377,7 +398,7 @@ class Operations:
         """
         node, vp, nch = self._nch(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        ours = oflags_from_linux(flags)
+        ours = self.oflags(flags)
         if flags & FMODE_EXEC and flags_of(node.mount) & MNT.NOEXEC & ~self.attrs.host_flags:
             raise KError(EACCES)
         file = kern.kern_open(self.vfs, nch, ours, cred, chk=False)
@@ -401,7 +422,7 @@ class Operations:
         """
         _, dnch = self._dir(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        ours = oflags_from_linux(flags)
+        ours = self.oflags(flags)
         mode = self._mode(nodeid, dnch, mode, umask)
         try:
             nch, file = kern.kern_create(self.vfs, dnch, name, mode, ours | O_EXCL, cred, chk=False)
@@ -426,9 +447,7 @@ class Operations:
         _, dnch = self._dir(nodeid)
         cred = self.context.cred(ctx.uid, ctx.gid)
         mode = self._mode(nodeid, dnch, mode, umask)
-        nch, file = kern.kern_tmpfile(
-            self.vfs, dnch, mode, oflags_from_linux(flags), cred, chk=False
-        )
+        nch, file = kern.kern_tmpfile(self.vfs, dnch, mode, self.oflags(flags), cred, chk=False)
         answer = self._made(ctx, nch.mount, file)
         NodeTable.pin(file.vp)
         return answer
@@ -622,26 +641,20 @@ class Operations:
     def getxattr(self, ctx: Any, nodeid: int, name: bytes) -> bytes:
         """The value of an attribute.
 
-        The host asks for ``security.capability`` before writes. That a file has none is remembered
-        in its node until an attribute of it changes.
+        The host asks for ``security.capability`` before writes, and programs for access lists and
+        labels of every file. That a file has no attribute at all is remembered in its node until
+        one of them changes.
         """
         node, vp, nch = self._nch(nodeid)
-        if name == CAPABILITY and vp.type is VType.VREG:
-            if node.plain:
-                raise KError(ENOATTR)
-            return self._capability(ctx, node, nch)
+        if node.plain:
+            raise KError(ENOATTR)
         space, key = self._xattr(name)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
-
-    def _capability(self, ctx: Any, node: Node, nch: NcHandle) -> bytes:
-        cred = self.context.cred(ctx.uid, ctx.gid)
-        space, key = self._xattr(CAPABILITY)
         try:
             return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
         except KError as error:
-            if error.errno == ENOATTR:
-                node.plain = True
+            if error.errno == ENOATTR and node.mount.coherence != VOLATILE:
+                node.plain = bare(vp)
             raise
 
     def listxattr(self, ctx: Any, nodeid: int) -> list[bytes]:

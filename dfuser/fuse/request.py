@@ -105,7 +105,6 @@ class RequestTable(NamedTuple):
     parked_now: int
     failed: int
     interrupted: int
-    by_operation: dict[str, int]
 
 
 class RequestContext:
@@ -328,7 +327,6 @@ class RequestContext:
             parked_now=len(self.parked_threads),
             failed=self.failed,
             interrupted=self.interrupted,
-            by_operation=self.count(),
         )
 
 

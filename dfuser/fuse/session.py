@@ -89,6 +89,8 @@ class SessionOptions:
     noopen: bool = False
     """No OPEN requests for file systems that need none: faster; opens are not seen inside, and
     locks are the host's."""
+    noxattr: bool = False
+    """No extended attributes and access control lists: saves a request or two for every file."""
 
     def common_options(self) -> set[str]:
         """What holds for every connection."""
@@ -200,7 +202,8 @@ class FuseSession:
         return DeviceConnection(
             self.vfs, self.context, mount, path, self._separate, self.settle, self._settled,
             self.trace, HostLocks(self.posixlocks), host_flags=host_flags(mount),
-            writeback=options.writeback, noopen=options.noopen, max_background=options.max_parked,
+            writeback=options.writeback, noopen=options.noopen, noxattr=options.noxattr,
+            max_background=options.max_parked,
         )  # fmt: skip
 
     # --- views -----------------------------------------------------------------------------

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from dfuser.libkern.ucred import Ucred
 
+    from .cache import NameCache
     from .mount import Mount
     from .nlwatch import NlookupStep
     from .vfs import Vfs
@@ -381,6 +382,25 @@ def cross_mount(vfs: Vfs, nch: NcHandle, cred: Ucred) -> NcHandle:
     return nch
 
 
+def lookup1_cached(cache: NameCache, dncp: NamecacheEntry, name: bytes) -> NamecacheEntry | None:
+    """What the namecache alone can say: the entry, borrowed, whose ``vp`` is None for no such name.
+
+    None when it cannot say: not there, unresolved, timed, or something is mounted on it. Neither
+    raises nor needs a thread.
+    """
+    kids = dncp.children
+    ncp = kids.get(name) if kids is not None else None
+    if ncp is None or ncp.flags & NCF.SLOW:
+        return None
+    vp = ncp.vp
+    if vp is not None:
+        cache.goodhits += 1
+        if vp.act < VACT_MAX:
+            vp.act += VACT_INC
+        return ncp
+    return ncp if cache.touch_negative(ncp) else None
+
+
 def lookup1(
     vfs: Vfs, dnch: NcHandle, name: bytes, cred: Ucred, chk: bool = False
 ) -> NcHandle | None:
@@ -397,19 +417,8 @@ def lookup1(
             file system.
         Block: the file system must wait.
     """
-    kids = dnch[0].children
-    if kids is not None and not chk:
-        ncp = kids.get(name)
-        if ncp is not None and not ncp.flags & NCF.SLOW:
-            cache = vfs.cache
-            vp = ncp.vp
-            if vp is not None:
-                cache.goodhits += 1
-                if vp.act < VACT_MAX:
-                    vp.act += VACT_INC
-                return NcHandle(ncp, dnch[1])
-            if cache.touch_negative(ncp):
-                return None
+    if not chk and (ncp := lookup1_cached(vfs.cache, dnch[0], name)) is not None:
+        return NcHandle(ncp, dnch[1]) if ncp.vp is not None else None
     return _lookup1_slow(vfs, dnch, name, cred, chk)
 
 

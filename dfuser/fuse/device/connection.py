@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import errno as host_errno
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
@@ -31,16 +30,19 @@ import trio
 from dfuser.fuse.attr import VOLATILE
 from dfuser.fuse.connection import Connection
 from dfuser.fuse.request import Caller, HostError, Parked
+from dfuser.fuse.wire.const import IN_HEADER_SIZE, Opcode
 from dfuser.fuse.wire.init import Negotiated, Wishes, negotiate
-from dfuser.fuse.wire.layout import WireError
+from dfuser.fuse.wire.inputs import IN_HEADER, Header
+from dfuser.fuse.wire.layout import WireError, make
 from dfuser.fuse.wire.notify import emit_inval_entry, emit_inval_inode
 from dfuser.fuse.wire.operations import BY_OPCODE, has_reply, name_of, refusal
 from dfuser.fuse.wire.reply import emit_error
-from dfuser.fuse.wire.request import PARSERS, body_end, parse_header, parsers_for
+from dfuser.fuse.wire.request import PARSERS, body_end, parsers_for
 from dfuser.lwkt.block import Block
 
 from .attr import DevicePacker
 from .handlers import Handlers
+from .quick import QuickAnswers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -48,12 +50,19 @@ if TYPE_CHECKING:
     from dfuser.fuse.hostlocks import HostLocks
     from dfuser.fuse.request import OpenFile, RequestContext
     from dfuser.fuse.trace import FuseTrace
-    from dfuser.fuse.wire.inputs import Header, InitIn
+    from dfuser.fuse.wire.inputs import InitIn
     from dfuser.fuse.wire.layout import Buffer
     from dfuser.fuse.wire.request import Parser
     from dfuser.vfs.mount import Mount
     from dfuser.vfs.vfs import Vfs
 
+unpack_head: Final = IN_HEADER.struct.unpack_from
+#: Opcodes there are; a request with a higher one is refused.
+OPCODES: Final = len(PARSERS)
+#: What a connection without extended attributes refuses.
+XATTR_OPCODES: Final = (
+    Opcode.SETXATTR, Opcode.GETXATTR, Opcode.LISTXATTR, Opcode.REMOVEXATTR,
+)  # fmt: skip
 #: What a read says when there is nothing to read, and when the mount is gone.
 _AGAIN: Final = (host_errno.EAGAIN, host_errno.EINTR, host_errno.ENOENT)
 _GONE: Final = (host_errno.ENODEV, host_errno.ECONNABORTED, host_errno.EBADF)
@@ -97,6 +106,7 @@ class DeviceConnection(Connection):
         host_flags: MNT.* flags that the host enforces.
         writeback: let the host collect writes.
         noopen: no OPEN requests, where the file system needs none.
+        noxattr: no extended attributes and access control lists.
         max_background: read-aheads and other requests nobody waits for, at a time.
     """
 
@@ -115,6 +125,7 @@ class DeviceConnection(Connection):
         host_flags: int = 0,
         writeback: bool = False,
         noopen: bool = False,
+        noxattr: bool = False,
         max_background: int = 64,
     ) -> None:
         super().__init__(vfs, context, mount, path, DevicePacker(), separate, host_flags)
@@ -128,6 +139,7 @@ class DeviceConnection(Connection):
             writeback=writeback and not volatile,
             zero_open=self.noopen,
             zero_opendir=self.noopen,
+            acl=not noxattr,
             locks=self.serves_locks,
             cache_symlinks=not volatile,
             max_write=_SMALL_WRITE if volatile else _LARGE_WRITE,
@@ -136,7 +148,8 @@ class DeviceConnection(Connection):
         )
         self.negotiated: Negotiated | None = None
         self.locks = locks
-        self.counts: Counter[int] = Counter()
+        #: Requests by opcode.
+        self.counts = [0] * OPCODES
         self.replies = self.late = self.refused = self.garbled = self.unknown = 0
         self.ended = trio.Event()
         #: Requests that wait, by their number.
@@ -144,13 +157,15 @@ class DeviceConnection(Connection):
         self.nursery: trio.Nursery | None = None
         self._reports = 0
         self._parsers: Sequence[Parser] = PARSERS
+        refused = XATTR_OPCODES if noxattr else ()
         handlers = Handlers(self)
         self._handlers: tuple[Any, ...] = tuple(
             getattr(handlers, row.opcode.name.lower(), None)
-            if (row := BY_OPCODE.get(n)) is not None
+            if (row := BY_OPCODE.get(n)) is not None and n not in refused
             else None
-            for n in range(len(PARSERS))
+            for n in range(OPCODES)
         )
+        self._quick = QuickAnswers(self).table(OPCODES)
 
     # --- requests --------------------------------------------------------------------------
 
@@ -175,16 +190,31 @@ class DeviceConnection(Connection):
 
     def dispatch(self, buf: Buffer, size: int) -> None:
         """Serve the request in the first ``size`` bytes of ``buf``. Never raises."""
-        try:
-            head = parse_header(buf, size)
-        except WireError as error:
-            self._garbled(str(error))
+        if size < IN_HEADER_SIZE:
+            self._garbled(f"{size} bytes")
             return
-        opcode = head.opcode
+        head = unpack_head(buf)
+        length, opcode, unique, nodeid, _, _, _, _ = head
+        if length != size:
+            self._garbled(f"{size} bytes that say they are {length}")
+            return
         if self.trace.level:
             self.trace.begin(self.name, buf, size)
-        self.counts[opcode] += 1
-        handler = self._handlers[opcode] if opcode < len(self._handlers) else None
+        reply: Any
+        if opcode < OPCODES:
+            self.counts[opcode] += 1
+            quick = self._quick[opcode]
+            if quick is not None:
+                reply = quick(unique, nodeid, buf, size)
+                if reply is not None:
+                    self.reply(unique, reply)
+                    return
+        self._dispatch(make(Header, head), buf, size)
+
+    def _dispatch(self, head: Header, buf: Buffer, size: int) -> None:
+        """The ordinary way of a request."""
+        opcode = head.opcode
+        handler = self._handlers[opcode] if opcode < OPCODES else None
         if handler is None:
             self._refuse(head)
             return
@@ -202,7 +232,7 @@ class DeviceConnection(Connection):
             return
         except WireError as error:
             self._garbled(str(error))
-            reply = emit_error(head.unique, host_errno.EINVAL)
+            reply = emit_error(head.unique, host_errno.EINVAL) if has_reply(opcode) else None
         except BaseException as exc:
             reply = self._failure(head, exc)
         if reply is not None:
@@ -388,13 +418,13 @@ class DeviceConnection(Connection):
     def device_statistics(self) -> DeviceStatistics:
         """Counters since the connection began."""
         return DeviceStatistics(
-            sum(self.counts.values()), self.replies, self.late, self.refused, self.garbled,
+            sum(self.counts), self.replies, self.late, self.refused, self.garbled,
             self.unknown, len(self.parked),
         )  # fmt: skip
 
     def served(self) -> dict[str, int]:
         """Requests by operation."""
-        return {name_of(opcode).lower(): count for opcode, count in self.counts.items()}
+        return {name_of(opcode).lower(): count for opcode, count in enumerate(self.counts) if count}
 
     def statistics(self) -> dict[str, Any]:
         """The statistics of every part, by name."""

@@ -214,7 +214,9 @@ class Handlers:
         return r.emit_open(h.unique, fh, flags)
 
     def create(self, h: i.Header, b: i.CreateIn, buf: Buffer) -> Any:
-        """CREATE."""
+        """CREATE; ENOSYS, once, on a connection without opens: the host sends MKNOD instead."""
+        if self.connection.noopen:
+            return r.emit_error(h.unique, host_errno.ENOSYS)
         record, (fh, flags) = self.ops.create(h, h.nodeid, b.name, b.mode, b.flags, b.umask)
         return r.emit_create(h.unique, record, fh, flags)
 

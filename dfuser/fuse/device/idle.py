@@ -122,7 +122,7 @@ class IdleDoor(trio.abc.Instrument):
     # --- instead of sleeping ---------------------------------------------------------------
 
     def before_io_wait(self, timeout: float) -> None:
-        """trio is about to sleep ``timeout`` seconds (0: to look for events). Never raises."""
+        """Trio is about to sleep ``timeout`` seconds (0: to look for events). Never raises."""
         if not self._devices:
             return
         try:
@@ -135,7 +135,7 @@ class IdleDoor(trio.abc.Instrument):
             self._devices.clear()
 
     def _between(self) -> None:
-        """trio has work: serve a burst of what is there already, and let it go on."""
+        """Trio has work: serve a burst of what is there already, and let it go on."""
         epoll = self._epoll
         assert epoll is not None
         for _ in range(self.burst):
@@ -155,7 +155,7 @@ class IdleDoor(trio.abc.Instrument):
         return found
 
     def _idle(self, timeout: float) -> None:
-        """trio has nothing to do: wait in its place, until it has."""
+        """Trio has nothing to do: wait in its place, until it has."""
         runner, epoll = self._runner, self._epoll
         assert epoll is not None
         assert self._token is not None

@@ -80,7 +80,11 @@ class StockConnection(Connection):
 
     def statistics(self) -> dict[str, Any]:
         """The statistics of every part, by name."""
-        return {**super().statistics(), "workers": self.workers.statistics()}
+        return {
+            **super().statistics(),
+            "workers": self.workers.statistics(),
+            "by_operation": self.served(),
+        }
 
 
 def open_mount(handlers: pyfuse3.Operations, path: str, options: set[str]) -> int:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import pyfuse3
 
 from dfuser.fuse.attr import VOLATILE
-from dfuser.fuse.ops import CAPABILITY
 from dfuser.fuse.request import Caller, HostError, Parked
 from dfuser.fuse.wire.const import FOPEN_DIRECT_IO, FOPEN_KEEP_CACHE
 from dfuser.libkern.errno import KError
@@ -313,11 +312,10 @@ class StockOperations(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         """The value of an attribute; ``security.capability`` is asked before every write."""
-        if name == CAPABILITY:
-            node = self.ops.nodes.by_id.get(inode)
-            if node is not None and node.plain:
-                self.counts["getxattr"] = self.counts.get("getxattr", 0) + 1
-                raise pyfuse3.FUSEError(host_errno.ENODATA)
+        node = self.ops.nodes.by_id.get(inode)
+        if node is not None and node.plain:
+            self.counts["getxattr"] = self.counts.get("getxattr", 0) + 1
+            raise pyfuse3.FUSEError(host_errno.ENODATA)
         return await self._run("getxattr", ctx, 0, self.ops.getxattr, ctx, inode, name)
 
     async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
