@@ -25,7 +25,7 @@ stands in `NodeTable.packed`.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from dfuser.libkern.stat import S_ISGID, S_ISUID, VType, vttoif
 from dfuser.vfs.mountflags import MNT
@@ -49,22 +49,13 @@ SHOWN_FLAGS: Final = MNT.NOEXEC | MNT.NOSUID
 _X_BITS: Final = 0o111
 
 
-class Shown(NamedTuple):
-    """What the host is shown besides the attributes as they are."""
-
-    mode: int
-    """File type and permissions."""
-    rmajor: int
-    rminor: int
-    timeout: int
-    """Seconds that name and attributes may be kept."""
-
-
 class Packer(Protocol):
     """How a transport packs."""
 
-    def entry(self, nodeid: int, va: Vattr, shown: Shown) -> Any:
-        """The record of a file."""
+    def entry(
+        self, nodeid: int, va: Vattr, mode: int, rmajor: int, rminor: int, timeout: int
+    ) -> Any:
+        """The record of a file. What follows ``va`` is what `show` answers."""
 
     def negative(self, timeout: int) -> Any:
         """The record that says "no such name" for ``timeout`` seconds."""
@@ -114,7 +105,7 @@ class AttrCache:
 
     def pack(self, mount: Mount, nodeid: int, va: Vattr) -> Any:
         """A new record for ``va``, kept nowhere."""
-        return self.packer.entry(nodeid, va, show(mount, va, self.host_flags))
+        return self.packer.entry(nodeid, va, *show(mount, va, self.host_flags))
 
     def negative(self, mount: Mount) -> Any:
         """The answer "no such name" in ``mount``."""
@@ -152,10 +143,18 @@ def flags_of(mount: Mount) -> int:
     return mount.flag if below is None else mount.flag | below.flag
 
 
-def show(mount: Mount, va: Vattr, host_flags: int = 0) -> Shown:
-    """What the host is told of a file with attributes ``va`` in ``mount``."""
-    volatile = mount.coherence == VOLATILE
+def show(mount: Mount, va: Vattr, host_flags: int = 0) -> tuple[int, int, int, int]:
+    """What the host is told of a file with attributes ``va`` in ``mount``.
+
+    Returns:
+        Type and permissions; major and minor number of a device; seconds that name and attributes
+        may be kept.
+    """
     vtype = va.type
+    if vtype is VType.VDIR or vtype is VType.VLNK:
+        mode = vttoif(vtype) | (va.mode or 0)
+        return mode, 0, 0, 0 if mount.coherence == VOLATILE else LONG_TIMEOUT
+    volatile = mount.coherence == VOLATILE
     rmajor = rminor = 0
     if vtype is VType.VCHR or vtype is VType.VBLK:
         if volatile:
@@ -170,4 +169,4 @@ def show(mount: Mount, va: Vattr, host_flags: int = 0) -> Shown:
                 mode &= ~_X_BITS
             if hidden & MNT.NOSUID:
                 mode &= ~(S_ISUID | S_ISGID)
-    return Shown(vttoif(vtype) | mode, rmajor, rminor, 0 if volatile else LONG_TIMEOUT)
+    return vttoif(vtype) | mode, rmajor, rminor, 0 if volatile else LONG_TIMEOUT

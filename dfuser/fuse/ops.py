@@ -646,16 +646,13 @@ class Operations:
         one of them changes.
         """
         node, vp, nch = self._nch(nodeid)
+        if not node.plain and node.mount.coherence != VOLATILE:
+            node.plain = bare(vp)
         if node.plain:
             raise KError(ENOATTR)
         space, key = self._xattr(name)
         cred = self.context.cred(ctx.uid, ctx.gid)
-        try:
-            return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
-        except KError as error:
-            if error.errno == ENOATTR and node.mount.coherence != VOLATILE:
-                node.plain = bare(vp)
-            raise
+        return kern.kern_getxattr(self.vfs, nch, space, key, cred, chk=False)
 
     def listxattr(self, ctx: Any, nodeid: int) -> list[bytes]:
         """The names of all attributes, as the host spells them."""

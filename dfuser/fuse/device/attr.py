@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from dfuser.fuse.wire.attr import ENTRY_SIZE, encode_dev, pack_entry, pack_negative
 
 if TYPE_CHECKING:
-    from dfuser.fuse.attr import Shown
     from dfuser.vfs.vattr import Vattr
 
 #: Every number names one file for ever, so no generation but one is needed.
@@ -22,14 +21,14 @@ class DevicePacker:
 
     __slots__ = ()
 
-    def entry(self, nodeid: int, va: Vattr, shown: Shown) -> bytes:
+    def entry(
+        self, nodeid: int, va: Vattr, mode: int, rmajor: int, rminor: int, timeout: int
+    ) -> bytes:
         """The record of a file."""
-        mode, rmajor, rminor, timeout = shown
         return pack_entry(
-            nodeid, GENERATION, timeout, timeout, ino=nodeid, size=va.size or 0,
-            blocks=(va.bytes + 511) >> 9, atime=va.atime or 0, mtime=va.mtime or 0,
-            ctime=va.ctime or 0, mode=mode, nlink=va.nlink, uid=va.uid or 0, gid=va.gid or 0,
-            rdev=encode_dev(rmajor, rminor) if rmajor or rminor else 0, blksize=va.blocksize,
+            nodeid, GENERATION, timeout, timeout, nodeid, va.size or 0, (va.bytes + 511) >> 9,
+            va.atime or 0, va.mtime or 0, va.ctime or 0, mode, va.nlink, va.uid or 0, va.gid or 0,
+            encode_dev(rmajor, rminor) if rmajor or rminor else 0, va.blocksize,
         )  # fmt: skip
 
     def negative(self, timeout: int) -> bytes:

@@ -188,6 +188,16 @@ class DeviceConnection(Connection):
         self.dispatch(buf, size)
         return True
 
+    def server(self, buf: bytearray) -> Callable[[], bool]:
+        """A function that serves one request through ``buf``; False when the mount is gone."""
+        serve, ended = self.serve_one, self.ended
+
+        def one() -> bool:
+            serve(buf)
+            return not ended.is_set()
+
+        return one
+
     def dispatch(self, buf: Buffer, size: int) -> None:
         """Serve the request in the first ``size`` bytes of ``buf``. Never raises."""
         if size < IN_HEADER_SIZE:

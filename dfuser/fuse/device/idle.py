@@ -43,12 +43,7 @@ _LONGEST: Final = 86400.0
 
 
 class IdleDoor(trio.abc.Instrument):
-    """Serves requests in place of trio's sleep.
-
-    Args:
-        serve: called with a descriptor that is ready; serves one request or finds out why not. It
-            must not raise. False: the descriptor is not to be watched any more.
-    """
+    """Serves requests in place of trio's sleep."""
 
     sysctl_idle = Sysctl(
         "vfs.fuse.idle_served", "times a device was served while nothing else ran", attr="served"
@@ -62,12 +57,11 @@ class IdleDoor(trio.abc.Instrument):
         maximum=100_000,
     )
 
-    def __init__(self, serve: Callable[[int], bool], burst: int = 256) -> None:
-        self._serve = serve
+    def __init__(self, burst: int = 256) -> None:
         self.burst = burst
         self.served = 0
         self.installed = False
-        self._devices: set[int] = set()
+        self._devices: dict[int, Callable[[], bool]] = {}
         self._epoll: select.epoll | None = None
         self._trio_fd = -1
         self._runner: Any = None
@@ -106,16 +100,22 @@ class IdleDoor(trio.abc.Instrument):
             self._epoll.close()
         self._epoll = self._runner = self._token = None
 
-    def watch(self, fd: int) -> None:
-        """Serve this device, too."""
-        self._devices.add(fd)
+    def watch(self, fd: int, serve: Callable[[], bool]) -> None:
+        """Serve this device, too.
+
+        Args:
+            fd: its descriptor, which never blocks.
+            serve: called when it is ready; serves one request or finds out why not. It must not
+                raise. False: the descriptor is not to be watched any more.
+        """
+        self._devices[fd] = serve
         if self._epoll is not None:
             self._epoll.register(fd, select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
         """The device is about to be closed. Idempotent."""
         if fd in self._devices:
-            self._devices.remove(fd)
+            del self._devices[fd]
             if self._epoll is not None:
                 self._epoll.unregister(fd)
 
@@ -144,13 +144,13 @@ class IdleDoor(trio.abc.Instrument):
 
     def _serve_ready(self, ready: list[tuple[int, int]]) -> bool:
         """Serve each device that is ready once; whether there was one."""
-        devices = self._devices
         found = False
         for fd, _events in ready:
-            if fd in devices:
+            serve = self._devices.get(fd)
+            if serve is not None:
                 found = True
                 self.served += 1
-                if not self._serve(fd):
+                if not serve():
                     self.unwatch(fd)
         return found
 
@@ -159,13 +159,23 @@ class IdleDoor(trio.abc.Instrument):
         runner, epoll = self._runner, self._epoll
         assert epoll is not None
         assert self._token is not None
-        runq, deadlines, poll = runner.runq, runner.deadlines, epoll.poll
-        deadline = deadlines.next_deadline()
-        to_sleep = runner.clock.deadline_to_sleep_time
+        runq, next_deadline, poll = runner.runq, runner.deadlines.next_deadline, epoll.poll
+        devices, to_sleep = self._devices, runner.clock.deadline_to_sleep_time
+        deadline = next_deadline()
         for _ in range(self.burst):
             ready = poll(timeout, _EVENTS)
-            found = self._serve_ready(ready)
-            if not found or len(ready) > 1 or runq or deadlines.next_deadline() != deadline:
+            if len(ready) != 1:
+                self._serve_ready(ready)
+                break
+            # The one case that counts: a request, and nothing else.
+            fd = ready[0][0]
+            serve = devices.get(fd)
+            if serve is None:
+                break
+            self.served += 1
+            if not serve():
+                self.unwatch(fd)
+            if runq or next_deadline() != deadline:
                 break
             timeout = min(to_sleep(deadline), _LONGEST)
             if timeout <= 0:

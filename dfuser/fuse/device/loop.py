@@ -52,7 +52,7 @@ class DeviceLoop:
     def __init__(self, burst: int = 64) -> None:
         self.burst = burst
         self.bursts = 0
-        self.idle = IdleDoor(self._serve_fd)
+        self.idle = IdleDoor()
         self._buffer = bytearray(BUFFER)
         self._by_fd: dict[int, DeviceConnection] = {}
 
@@ -64,17 +64,12 @@ class DeviceLoop:
         """End. Idempotent."""
         self.idle.remove()
 
-    def _serve_fd(self, fd: int) -> bool:
-        connection = self._by_fd[fd]
-        connection.serve_one(self._buffer)
-        return not connection.ended.is_set()
-
     async def run(self, connection: DeviceConnection) -> None:
         """Serve a connection until its mount is gone."""
         fd = connection.fd
         os.set_blocking(fd, False)
         self._by_fd[fd] = connection
-        self.idle.watch(fd)
+        self.idle.watch(fd, connection.server(self._buffer))
         try:
             async with trio.open_nursery() as nursery:
                 if not self.idle.installed:

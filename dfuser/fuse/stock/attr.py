@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pyfuse3
 
 if TYPE_CHECKING:
-    from dfuser.fuse.attr import Shown
     from dfuser.vfs.vattr import Statfs, Vattr
 
 
@@ -20,14 +19,16 @@ class StockPacker:
 
     __slots__ = ()
 
-    def entry(self, nodeid: int, va: Vattr, shown: Shown) -> pyfuse3.EntryAttributes:
+    def entry(
+        self, nodeid: int, va: Vattr, mode: int, rmajor: int, rminor: int, timeout: int
+    ) -> pyfuse3.EntryAttributes:
         """The record of a file."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = nodeid
         entry.generation = 1
-        entry.entry_timeout = entry.attr_timeout = float(shown.timeout)
-        entry.st_mode = shown.mode
-        entry.st_rdev = os.makedev(shown.rmajor, shown.rminor)
+        entry.entry_timeout = entry.attr_timeout = float(timeout)
+        entry.st_mode = mode
+        entry.st_rdev = os.makedev(rmajor, rminor) if rmajor or rminor else 0
         entry.st_nlink = va.nlink
         entry.st_uid = va.uid or 0
         entry.st_gid = va.gid or 0

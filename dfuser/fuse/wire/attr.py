@@ -54,7 +54,7 @@ _pack: Final = _ENTRY.pack
 
 
 def pack_entry(
-    nodeid: int, generation: int, entry_valid: int, attr_valid: int, *, ino: int, size: int,
+    nodeid: int, generation: int, entry_valid: int, attr_valid: int, ino: int, size: int,
     blocks: int, atime: int, mtime: int, ctime: int, mode: int, nlink: int, uid: int, gid: int,
     rdev: int = 0, blksize: int = 4096, flags: int = 0,
 ) -> bytes:  # fmt: skip
