@@ -32,7 +32,17 @@ from typing import NoReturn
 from benchmarks import client
 from benchmarks.field import Field, places
 from benchmarks.fuse_counts import BUDGETS, Budget, Counts, count
-from benchmarks.fuse_goals import DEVICE, NO_OPEN, REFERENCE, TMPFS, C, lines, measured, verdicts
+from benchmarks.fuse_goals import (
+    DEVICE,
+    LEAN,
+    NO_OPEN,
+    REFERENCE,
+    TMPFS,
+    C,
+    lines,
+    measured,
+    verdicts,
+)
 from benchmarks.fuse_latency import Latencies
 from benchmarks.fuse_rows import LONG, ROWS, SHORT_ROUNDS
 from benchmarks.fuse_rows import NO_OPEN as NO_OPEN_ROWS
@@ -58,8 +68,10 @@ def peers() -> list[Peer]:
         Peer("C-threads", program="passthrough_ll"),
         Peer(TMPFS),
         Peer(DEVICE, program="dfuser", words=device, needs=("--transport",)),
+        Peer(LEAN, program="dfuser", words=(*device, "-o", "noxattr"),
+             needs=("--transport", "noxattr")),
         Peer(REFERENCE, program="dfuser", words=chosen),
-        Peer(NO_OPEN, program="dfuser", words=(*device, "-o", "noopen"),
+        Peer(NO_OPEN, program="dfuser", words=(*device, "-o", "noopen,noxattr"),
              needs=("--transport", "noopen"), rows=NO_OPEN_ROWS),
     ]  # fmt: skip
 
@@ -68,7 +80,7 @@ def count_requests(field: Field) -> Counts:
     """All budgets on all connections of dfuser."""
     counts: Counts = {}
     for budget in BUDGETS:
-        for name in (NO_OPEN,) if budget.no_open else (DEVICE, REFERENCE):
+        for name in (NO_OPEN,) if budget.no_open else (DEVICE, LEAN, REFERENCE):
             if name in field.places and name not in field.stalled:
                 _count_one(field, budget, name, counts)
     return counts

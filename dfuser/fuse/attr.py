@@ -47,6 +47,10 @@ VOLATILE: Final = "volatile"
 #: Mount flags that are seen in packed attributes.
 SHOWN_FLAGS: Final = MNT.NOEXEC | MNT.NOSUID
 _X_BITS: Final = 0o111
+#: Types whose modes no flag of a mount hides.
+_NEVER_HIDDEN: Final = frozenset({VType.VDIR, VType.VLNK, VType.VFIFO, VType.VSOCK})
+#: File type bits of a mode, by type.
+_FORMAT: Final = tuple(vttoif(vtype) for vtype in sorted(VType))
 
 
 class Packer(Protocol):
@@ -151,8 +155,12 @@ def show(mount: Mount, va: Vattr, host_flags: int = 0) -> tuple[int, int, int, i
         may be kept.
     """
     vtype = va.type
-    if vtype is VType.VDIR or vtype is VType.VLNK:
-        mode = vttoif(vtype) | (va.mode or 0)
+    if vtype in _NEVER_HIDDEN or (
+        not mount.flag & SHOWN_FLAGS
+        and vtype is VType.VREG
+        and mount.data.__class__ is not NullMount
+    ):
+        mode = _FORMAT[vtype] | (va.mode or 0)
         return mode, 0, 0, 0 if mount.coherence == VOLATILE else LONG_TIMEOUT
     volatile = mount.coherence == VOLATILE
     rmajor = rminor = 0

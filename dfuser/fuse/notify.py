@@ -145,14 +145,18 @@ class Notifier:
 
     def attr_changed(self, vp: Vnode) -> None:
         """Attributes changed; a file may have lost its last name."""
-        node = vp.handle
-        if node is None:
+        if vp.handle is None:
             return
+        if vp.flag & V.FINALIZE and not vp.ops.use.vop_getattr(vp).nlink:
+            NodeTable.pin(vp)
+        self._changed(vp, _ATTR)
+
+    def xattr_changed(self, vp: Vnode) -> None:
+        """Extended attributes changed: a file that had none may have some."""
+        node = vp.handle
         while node is not None:
             node.plain = False
             node = node.next
-        if vp.flag & V.FINALIZE and not vp.ops.use.vop_getattr(vp).nlink:
-            NodeTable.pin(vp)
         self._changed(vp, _ATTR)
 
     def data_changed(self, vp: Vnode) -> None:

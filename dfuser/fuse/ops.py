@@ -435,9 +435,12 @@ class Operations:
 
     def _made(self, ctx: Any, mount: Mount, file: File) -> tuple[Any, Opened]:
         """The answer for a file that was made and opened."""
-        node = self.nodes.find(mount, file.vp)
-        record = self.attrs.entry(node, file.vp)
+        vp = file.vp
+        node = self.nodes.find(mount, vp)
+        record = self.attrs.entry(node, vp)
         node.nlookup += 1
+        if mount.coherence != VOLATILE:
+            node.plain = bare(vp)
         return record, self._opened(file, node, ctx)
 
     def tmpfile(

@@ -31,6 +31,9 @@ class HostCache(Protocol):
     def attr_changed(self, vp: Vnode) -> None:
         """Attributes of ``vp`` are not what they were (link count, owner, times ...)."""
 
+    def xattr_changed(self, vp: Vnode) -> None:
+        """Extended attributes of ``vp``, or its access control lists, are others."""
+
     def data_changed(self, vp: Vnode) -> None:
         """Contents or size of ``vp`` changed."""
 
@@ -53,6 +56,9 @@ class NullHostCache:
         """Ignore."""
 
     def attr_changed(self, vp: Vnode) -> None:
+        """Ignore."""
+
+    def xattr_changed(self, vp: Vnode) -> None:
         """Ignore."""
 
     def data_changed(self, vp: Vnode) -> None:

@@ -37,6 +37,9 @@ class VfsOps:
     #: Whether files can be read and written without having been opened: an open keeps nothing here
     #: and refuses nothing that the file's permissions do not. A host may then leave opens out.
     stateless = False
+    #: Whether everything is in memory: `VnodeOps.vop_getattr` and ``vop_read`` of a regular file
+    #: neither wait nor need a thread.
+    at_hand = False
 
     def vfs_mount(self, mp: Mount, source: str, options: dict[str, str], cred: Ucred) -> None:
         """Bring the file system up, or with MNT.UPDATE in ``mp.flag`` change how it is mounted.

@@ -216,8 +216,12 @@ class DeviceConnection(Connection):
             quick = self._quick[opcode]
             if quick is not None:
                 reply = quick(unique, nodeid, buf, size)
-                if reply is not None:
+                if reply:
                     self.reply(unique, reply)
+                    return
+                if reply is not None:
+                    if self.trace.level:
+                        self.trace.no_reply(self.name, unique)
                     return
         self._dispatch(make(Header, head), buf, size)
 

@@ -3,12 +3,13 @@
 Most lookups, attribute requests and questions for extended attributes are about files whose answer
 lies packed already. For these no context is bound and nothing is parsed into a record: a tenth of a
 microsecond counts here. Each function gets the head's numbers and the buffer, and answers the reply
-or None: then the request goes the ordinary way (`handlers`), which knows all cases and makes the
+(`DONE` where there is none) or None: then the request goes the ordinary way (`handlers`), which knows all cases and makes the
 next answer quick.
 
 Counterpart: none.
-Invariants: nothing here changes what the ordinary way would find, but for counters and the order
-of the negative names; nothing raises or waits.
+Invariants: nothing here changes what the ordinary way would find, but for counters, access times
+and
+the order of the negative names; nothing raises or waits. What fails here is done again there.
 """
 
 from __future__ import annotations
@@ -19,22 +20,34 @@ from typing import TYPE_CHECKING, Final
 
 from dfuser.fuse.wire.attr import ATTR_OUT_SIZE, ENTRY_ATTR_OUT, ENTRY_SIZE
 from dfuser.fuse.wire.const import IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode
+from dfuser.fuse.wire.inputs import READ_IN
+from dfuser.libkern.errno import KError
 from dfuser.vfs.ncpath import live_ncp
 from dfuser.vfs.nlookup import lookup1_cached
+from dfuser.vfs.syscalls import kern_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dfuser.fuse.wire.layout import Buffer
+    from dfuser.fuse.wire.layout import Buffer, Data
 
     from .connection import DeviceConnection
 
-    Quick = Callable[[int, int, Buffer, int], bytes | None]
+    Reply = bytes | tuple[Data, ...] | None
+    Quick = Callable[[int, int, Buffer, int], Reply]
 
 _header: Final = Struct("=IiQ").pack
 _ENTRY: Final = OUT_HEADER_SIZE + ENTRY_SIZE
 _ATTR: Final = OUT_HEADER_SIZE + ATTR_OUT_SIZE
 _NAME: Final = IN_HEADER_SIZE
+_READ: Final = IN_HEADER_SIZE + READ_IN.size
+_read_in: Final = Struct("=QQI").unpack_from
+_FORGET: Final = IN_HEADER_SIZE + 8
+_count_in: Final = Struct("=Q").unpack_from
+_batch_in: Final = Struct("=I4x").unpack_from
+_FORGET_ONE: Final = Struct("=QQ")
+#: The answer where no reply is due.
+DONE: Final = b""
 
 
 class QuickAnswers:
@@ -43,10 +56,15 @@ class QuickAnswers:
     def __init__(self, connection: DeviceConnection) -> None:
         self.connection = connection
         self.vfs = connection.vfs
+        self.mount = connection.mount
         self.nodes = connection.nodes
         self.by_id = connection.nodes.by_id
         self.locks = connection.locks
+        self.files = connection.ops.files
+        self.attrs = connection.attrs
         self.negative = connection.attrs.negative(connection.mount)
+        #: Whether attributes can be had at any moment, without a thread to wait in.
+        self.at_hand = connection.mount.ops.at_hand
 
     def table(self, size: int) -> tuple[Quick | None, ...]:
         """The functions by opcode."""
@@ -55,17 +73,24 @@ class QuickAnswers:
             Opcode.GETATTR: self.getattr,
             Opcode.GETXATTR: self.getxattr,
             Opcode.FLUSH: self.flush,
+            Opcode.READ: self.read,
+            Opcode.FORGET: self.forget,
+            Opcode.BATCH_FORGET: self.batch_forget,
         }
         return tuple(known.get(opcode) for opcode in range(size))
 
     def getattr(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
-        """GETATTR of a file whose packed attributes are good."""
+        """GETATTR of a file that is in memory."""
         node = self.by_id.get(nodeid)
         if node is None:
             return None
         record, vp = node.packed, node.vp
-        if record is None or vp is None or vp.attr_cache is not record:
+        if vp is None:
             return None
+        if record is None or vp.attr_cache is not record:
+            if not self.at_hand or node.mount is not self.mount:
+                return None
+            record = self.attrs.entry(node, vp)
         return _header(_ATTR, 0, unique) + record[ENTRY_ATTR_OUT:]  # type: ignore[no-any-return]
 
     def lookup(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
@@ -87,12 +112,41 @@ class QuickAnswers:
         while found is not None and (found.table is not nodes or found.mount is not mount):
             found = found.next
         if found is None:
-            return None
+            if not self.at_hand or mount is not self.mount:
+                return None
+            found = nodes.find(mount, vp)
         record = found.packed
         if record is None or vp.attr_cache is not record:
-            return None
+            if not self.at_hand or mount is not self.mount:
+                return None
+            record = self.attrs.entry(found, vp)
         found.nlookup += 1
         return _header(_ENTRY, 0, unique) + record  # type: ignore[no-any-return]
+
+    def forget(self, unique: int, nodeid: int, buf: Buffer, size: int) -> Reply:
+        """FORGET of a file that is not kept only because the host knows it."""
+        node = self.by_id.get(nodeid)
+        if node is None or size != _FORGET or node.pinned:
+            return None
+        self.nodes.forget(nodeid, _count_in(buf, IN_HEADER_SIZE)[0])
+        return DONE
+
+    def batch_forget(self, unique: int, nodeid: int, buf: Buffer, size: int) -> Reply:
+        """BATCH_FORGET of such files."""
+        count, first = _batch_in(buf, IN_HEADER_SIZE)[0], IN_HEADER_SIZE + 8
+        if size != first + count * _FORGET_ONE.size:
+            return None
+        with memoryview(buf) as view, view[first:size] as records:
+            pairs = list(_FORGET_ONE.iter_unpack(records))
+        by_id = self.by_id
+        for one, _ in pairs:
+            node = by_id.get(one)
+            if node is not None and node.pinned:
+                return None
+        forget = self.nodes.forget
+        for one, nlookup in pairs:
+            forget(one, nlookup)
+        return DONE
 
     def getxattr(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
         """GETXATTR of a file that is known to have no extended attribute at all."""
@@ -100,6 +154,20 @@ class QuickAnswers:
         if node is None or not node.plain:
             return None
         return _header(OUT_HEADER_SIZE, -host_errno.ENODATA, unique)
+
+    def read(self, unique: int, nodeid: int, buf: Buffer, size: int) -> Reply:
+        """READ of an open file that is in memory."""
+        if not self.at_hand or size != _READ:
+            return None
+        fh, offset, length = _read_in(buf, IN_HEADER_SIZE)
+        opened = self.files.get(fh)
+        if opened is None or opened.gone or opened.node.mount is not self.mount:
+            return None
+        try:
+            data = kern_read(opened.file, offset, length)
+        except KError:
+            return None
+        return _header(OUT_HEADER_SIZE + len(data), 0, unique), data
 
     def flush(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
         """FLUSH while nobody on this connection holds a lock."""

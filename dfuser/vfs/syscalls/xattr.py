@@ -108,7 +108,7 @@ def kern_setxattr(
     _check(vp, namespace, name, VWRITE, cred, chk)
     vp.ops.use.vop_setextattr(vp, namespace, name, bytes(value), flags, cred)
     if vfs.hostcache is not None:
-        vfs.hostcache.attr_changed(vp)
+        vfs.hostcache.xattr_changed(vp)
 
 
 def kern_removexattr(
@@ -126,7 +126,7 @@ def kern_removexattr(
     _check(vp, namespace, name, VWRITE, cred, chk)
     vp.ops.use.vop_rmextattr(vp, namespace, name, cred)
     if vfs.hostcache is not None:
-        vfs.hostcache.attr_changed(vp)
+        vfs.hostcache.xattr_changed(vp)
 
 
 def kern_listxattr(

@@ -121,6 +121,7 @@ class TmpfsVfsOps(VfsOps):
     """One mounted tmpfs as a whole. Counterpart: tmpfs_vfsops."""
 
     stateless = True
+    at_hand = True
 
     def vfs_mount(self, mp: Mount, source: str, options: dict[str, str], cred: Ucred) -> None:
         """Make an empty file system, or change the limits of a mounted one.
