@@ -15,6 +15,7 @@ from dfuser.vfs.kernfs.views_dev import DevViews
 from dfuser.vfs.kernfs.views_lwkt import LwktViews
 from dfuser.vfs.kernfs.views_vfs import VfsViews
 
+from .attached import TABLES, attached_view
 from .tracing import COLUMNS, latency_view
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def register(kernel: Kernel) -> None:
     views.add_rows("sysinit", "start-up steps in their order", steps)
     views.add_rows("fuse_latency", "requests by opcode: count, latency, histogram 256 ns to 8 s",
                    latency_view(kernel, "fuse"), columns=COLUMNS)  # fmt: skip
+    for table, what, columns in TABLES:
+        views.add_rows(table, what, attached_view(kernel, table), columns=columns)
     for name, source in (
         ("sysctl", kernel.sysctl.statistics),
         ("synch", kernel.synch.statistics),

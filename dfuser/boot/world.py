@@ -43,7 +43,7 @@ from dfuser.vfs.kernfs.registry import KernViews
 from dfuser.vfs.mountflags import VFCF, parse_options
 from dfuser.vfs.nullfs.vfsops import NullVfsOps
 from dfuser.vfs.procfs.procfs import ProcfsVfsOps
-from dfuser.vfs.syscalls import kern_lookup, kern_mkdir
+from dfuser.vfs.syscalls import kern_lookup, kern_mkdir, kern_stat
 from dfuser.vfs.sysctlfs.sysctlfs import SysctlfsVfsOps
 from dfuser.vfs.tmpfs.vfsops import TmpfsVfsOps
 
@@ -154,16 +154,21 @@ class World:
         return mounts.mount(spec.fstype, source, on, parsed.options, parsed.flags, self.root_cred)
 
     def directory(self, path: str) -> NcHandle:
-        """The handle of an absolute path, whose missing directories are made."""
+        """The handle of an absolute path, whose missing directories are made.
+
+        They belong to whom the root belongs: the host lets a user mount on his own directories.
+        """
         vfs = self.kernel.vfs
         nch = vfs.mounts.rootnch
+        root = kern_stat(vfs, nch)
+        owner = Ucred.of(root.uid or 0, root.gid or 0)
         for name in filter(None, path.encode().split(b"/")):
             if nch.ncp.vp is None:
                 raise KError(ENOTDIR)
             found = kern_lookup(vfs, nch, name, self.root_cred)
             if found is None:
                 try:
-                    found = kern_mkdir(vfs, nch, name, 0o755, self.root_cred)
+                    found = kern_mkdir(vfs, nch, name, 0o755, owner, chk=False)
                 except KError as error:
                     if error.errno != EEXIST:
                         raise

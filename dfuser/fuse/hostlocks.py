@@ -44,7 +44,6 @@ from dfuser.libkern.fcntl import (
     F_WAIT,
     F_WRLCK,
 )
-from dfuser.libkern.sysctl import INT, RW, Sysctl
 from dfuser.lwkt.block import Block
 from dfuser.vfs.lockf import OFF_MAX, Flock, Lockf, PosixLocks
 from dfuser.vfs.syscalls import kern_advlock
@@ -120,16 +119,6 @@ class HostLocks:
     Args:
         locks: the kernel's count of record locks a user (kern.maxposixlocksperuid).
     """
-
-    sysctl_owners = Sysctl(
-        "vfs.fuse.lock_owners", "processes and open files of the host that hold locks",
-        getter="_count",
-    )  # fmt: skip
-    sysctl_limit = Sysctl(
-        "vfs.fuse.lock_owners_limit", "how many there may be", attr="limit", kind=INT, flags=RW,
-        minimum=1,
-    )  # fmt: skip
-    sysctl_requests = Sysctl("vfs.fuse.lock_requests", "lock requests of the host", attr="requests")
 
     def __init__(self, locks: PosixLocks) -> None:
         self.locks = locks

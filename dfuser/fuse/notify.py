@@ -27,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
@@ -93,6 +93,8 @@ class Notifier:
     Args:
         listeners: the connections there are.
         context: tells whether the running code serves the host.
+        limit: messages that may wait.
+        first: what `settle` waits for before the messages.
     """
 
     sysctl_limit = Sysctl(
@@ -113,8 +115,10 @@ class Notifier:
         listeners: Callable[[], Iterable[Listener]],
         context: RequestContext,
         limit: int = 65536,
+        first: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._listeners = listeners
+        self._first = first
         self.context = context
         self.limit = limit
         self.queued = 0
@@ -239,6 +243,8 @@ class Notifier:
         Bounded, because a message may wait in the host for a lock that a request holds which waits
         here.
         """
+        if self._first is not None:
+            await self._first()
         with self._cond:
             if self._thread is None or not self.busy:
                 return

@@ -42,12 +42,13 @@ from . import mountpoint as host
 from .device.connection import DeviceConnection
 from .device.fusermount import attach, host_flags, host_options
 from .device.loop import DeviceLoop
-from .hostlocks import HostLocks
+from .hostlocks import OWNERS_MAX, HostLocks
 from .mountpoint import MountError
 from .notify import Notifier
 from .request import RequestContext
 from .stock.connection import StockConnection, close_mount, open_mount
 from .trace import FuseTrace
+from .views import ConnectionViews
 from .watcher import SignalWatcher
 
 if TYPE_CHECKING:
@@ -147,6 +148,23 @@ class FuseSession:
         "vfs.fuse.connections", "mounts of the host that are served", getter="_count_connections"
     )
 
+    sysctl_lock_owners = Sysctl(
+        "vfs.fuse.lock_owners",
+        "processes and open files of the host that hold locks",
+        getter="_count_lock_owners",
+    )
+    sysctl_lock_limit = Sysctl(
+        "vfs.fuse.lock_owners_limit",
+        "how many there may be on each connection",
+        attr="lock_owners_limit",
+        flags=CtlFlag.RW,
+        minimum=1,
+        maximum=10_000_000,
+    )
+    sysctl_lock_requests = Sysctl(
+        "vfs.fuse.lock_requests", "lock requests of the host", getter="_count_lock_requests"
+    )
+
     def __init__(
         self,
         vfs: Vfs,
@@ -161,6 +179,7 @@ class FuseSession:
         self.lwkt = lwkt
         self.options = options
         self.posixlocks = posixlocks or PosixLocks()
+        self._lock_limit = OWNERS_MAX
         self.trace = FuseTrace(lwkt.clock.monotonic_ns, lwkt.clock.realtime_ns, report)
         self.trace.fed = options.transport != "pyfuse3"
         self.watcher = SignalWatcher(
@@ -170,7 +189,7 @@ class FuseSession:
             lwkt, procs, self.watcher, report, on_panic, options.max_parked
         )
         procs.caller = self.context.caller
-        self.notifier = Notifier(self.connections, self.context)
+        self.notifier = Notifier(self.connections, self.context, first=self._unchanging)
         self.loop = DeviceLoop()
         #: Requests of connections that have ended.
         self._past: Counter[str] = Counter()
@@ -186,6 +205,7 @@ class FuseSession:
         self._changing = 0
         self._unchanged = trio.Event()
         self._leaving = False
+        self._follows = False
         self.mounted = False
 
     def _make_root(self) -> Connection:
@@ -199,9 +219,11 @@ class FuseSession:
 
     def _make(self, mount: Mount, path: str) -> DeviceConnection:
         options = self.options
+        locks = HostLocks(self.posixlocks)
+        locks.limit = self._lock_limit
         return DeviceConnection(
             self.vfs, self.context, mount, path, self._separate, self.settle, self._settled,
-            self.trace, HostLocks(self.posixlocks), host_flags=host_flags(mount),
+            self.trace, locks, host_flags=host_flags(mount),
             writeback=options.writeback, noopen=options.noopen, noxattr=options.noxattr,
             max_background=options.max_parked,
         )  # fmt: skip
@@ -220,7 +242,10 @@ class FuseSession:
         own: tuple[object, ...] = self.loop.sysctl_owners()
         if isinstance(self.root, StockConnection):
             own = (self.root.workers,)
-        return (self, self.context, self.watcher, self.notifier, self.trace, *own)
+        return (
+            self, ConnectionViews(self.connections), self.context, self.watcher, self.notifier,
+            self.trace, *own,
+        )  # fmt: skip
 
     def _count_nodes(self) -> int:
         return sum(len(connection.nodes.by_id) for connection in self.connections())
@@ -233,6 +258,29 @@ class FuseSession:
 
     def _count_connections(self) -> int:
         return sum(1 for _ in self.connections())
+
+    def _locks(self) -> Iterator[HostLocks]:
+        """The lock tables of all connections that serve locks."""
+        for connection in self.connections():
+            if isinstance(connection, DeviceConnection):
+                yield connection.locks
+
+    def _count_lock_owners(self) -> int:
+        return sum(len(locks.owners) for locks in self._locks())
+
+    def _count_lock_requests(self) -> int:
+        return sum(locks.requests for locks in self._locks())
+
+    @property
+    def lock_owners_limit(self) -> int:
+        """Lock owners that each connection may have."""
+        return self._lock_limit
+
+    @lock_owners_limit.setter
+    def lock_owners_limit(self, limit: int) -> None:
+        self._lock_limit = limit
+        for locks in self._locks():
+            locks.limit = limit
 
     def served(self) -> Counter[str]:
         """Requests so far by operation, as ``lookup``, on all connections there were."""
@@ -294,9 +342,23 @@ class FuseSession:
         root.number = host.connection_of(options.mountpoint)
         if stock:
             host.set_max_background(root.number, options.max_parked)
-        elif not options.onemount:
+        elif self._nests():
             self._own = {mount.index: None for mount in self._inner()}
             self.vfs.mounts.fs_klist.insert(self._mounts)
+            self._follows = True
+
+    def _nests(self) -> bool:
+        """Whether mounts inside get connections of their own.
+
+        fusermount3 acts for an ordinary user with root's rights, and the host keeps such a program
+        out of a mount that only its owner may enter.
+        """
+        if self.options.onemount:
+            return False
+        if os.geteuid() and "allow_other" not in self.options.common_options():
+            _log.info("without allow_other every mount is shown through the root's")
+            return False
+        return True
 
     def _inner(self) -> list[Mount]:
         """Our mounts but the root, outer before inner."""
@@ -326,6 +388,7 @@ class FuseSession:
 
         Tells ``task_status`` when every mount is attached.
         """
+        started = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.watcher.run)
@@ -334,16 +397,18 @@ class FuseSession:
                     self._nursery = nursery
                     self.loop.start()
                     nursery.start_soon(self._serve_root, nursery.cancel_scope)
-                    for mount in self._inner():
-                        if self._separate(mount):
-                            await self._attach(mount)
-                    task_status.started()
-                else:
-                    task_status.started()
+                    self._changing += 1
+                    await self._changed(self._attach_all, None)
+                started = True
+                task_status.started()
+                if not isinstance(self.root, DeviceConnection):
                     await self.root.serve()
                     nursery.cancel_scope.cancel()
         finally:
             self._end()
+            if not started:
+                # Unmounted before everything was attached: an end like any other.
+                task_status.started()
 
     async def _serve_root(self, everything: trio.CancelScope) -> None:
         assert isinstance(self.root, DeviceConnection)
@@ -352,6 +417,12 @@ class FuseSession:
 
     # --- connections of their own ----------------------------------------------------------
 
+    async def _attach_all(self, _subject: object) -> None:
+        """Give every mount its connection, unless we are told to leave meanwhile."""
+        for mount in self._inner():
+            if self._separate(mount) and self._own[mount.index] is None and not self._leaving:
+                await self._attach(mount)
+
     async def _attach(self, mount: Mount) -> None:
         """Give a mount its connection. On failure it is seen through the one around it."""
         path = self.host_path(mount)
@@ -359,9 +430,10 @@ class FuseSession:
         connection = self._make(mount, path)
         options = host_options(mount, sorted(self.options.common_options()))
         try:
-            connection.fd = await trio.to_thread.run_sync(attach, path, options)
+            connection.fd = await self._attach_host(path, options)
         except (MountError, OSError) as error:
-            _log.warning("%s is shown through the mount around it: %s", mount.onname, error)
+            if not self._host_gone():
+                _log.warning("%s is shown through the mount around it: %s", mount.onname, error)
             del self._own[mount.index]
             self._name_changed(mount)
             return
@@ -374,6 +446,23 @@ class FuseSession:
         self._in_context(partial(connection.take_root, hold=False))
         self._own[mount.index] = connection
         self._nursery.start_soon(self._serve_inner, connection)
+
+    @staticmethod
+    async def _attach_host(path: str, options: str) -> int:
+        """`attach` in a thread, which is left behind when the session ends meanwhile."""
+        left = False
+
+        def work() -> int:
+            fd = attach(path, options)
+            if left:
+                os.close(fd)
+            return fd
+
+        try:
+            return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+        except trio.Cancelled:
+            left = True
+            raise
 
     async def _serve_inner(self, connection: DeviceConnection) -> None:
         try:
@@ -435,7 +524,9 @@ class FuseSession:
 
         It goes on answering (ESTALE) for what is still open, and ends with the last of it.
         """
-        await trio.to_thread.run_sync(host.detach_quietly, connection.path, connection.number)
+        await trio.to_thread.run_sync(
+            host.detach_quietly, connection.path, connection.number, abandon_on_cancel=True
+        )
 
     def _change(self, change: Callable[[Any], Any], subject: object) -> None:
         """Attach or detach in the background; commands wait for it (`settle`)."""
@@ -444,6 +535,7 @@ class FuseSession:
         self._nursery.start_soon(self._changed, change, subject)
 
     async def _changed(self, change: Callable[[Any], Any], subject: object) -> None:
+        """Do what was counted as a change."""
         try:
             await change(subject)
         finally:
@@ -458,10 +550,13 @@ class FuseSession:
 
     async def settle(self) -> None:
         """Wait, a bounded time, until the host knows of every change and every mount."""
-        if self._changing:
-            with trio.move_on_after(CHANGE_SECONDS):
-                await self._unchanged.wait()
         await self.notifier.settle()
+
+    async def _unchanging(self) -> None:
+        """Wait, a bounded time, until nothing is being attached or detached."""
+        with trio.move_on_after(CHANGE_SECONDS):
+            while self._changing:
+                await self._unchanged.wait()
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -476,7 +571,7 @@ class FuseSession:
         self.loop.stop()
         klist = self.vfs.mounts.fs_klist
         klist.remove(self._unmounts)
-        if not self.options.onemount and isinstance(self.root, DeviceConnection):
+        if self._follows:
             klist.remove(self._mounts)
         everybody = list(self.connections())
         for connection in reversed(everybody):
@@ -511,15 +606,15 @@ class FuseSession:
         if not self.mounted:
             return
         self._leaving = True
+        await self._unchanging()
         try:
             if not lazy:
                 await self._leave_inner()
             await trio.to_thread.run_sync(self._detach_host, self.options.mountpoint, lazy)
         except MountError as error:
             self._leaving = False
-            for mount in self._inner():
-                if mount.index in self._own and self._own[mount.index] is None:
-                    await self._attach(mount)
+            self._changing += 1
+            await self._changed(self._attach_all, None)
             if error.kind != "busy":
                 raise
             path = self.options.mountpoint

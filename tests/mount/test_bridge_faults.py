@@ -159,6 +159,7 @@ def test_a_context_that_leaks_a_lock() -> None:
     """What if an operation ends inside a critical section: a panic with a dump, and a clean end?"""
     with rig() as made:
         made.inside(LAYER)
+        (made.path / "f").touch()
         made.inside("""
 from dfuser.lwkt import thread
 def leak(*args):
@@ -166,7 +167,6 @@ def leak(*args):
     return ()
 k.broken.vop_listextattr = leak
 """)
-        (made.path / "f").touch()
         with pytest.raises(OSError, match=r"\[Errno"):
             os.listxattr(made.path / "f")
         check_panic(made)

@@ -55,7 +55,7 @@ ENDINGS: dict[str, Callable[[subprocess.Popen[bytes], Path], object]] = {
     "SIGTERM": lambda child, mnt: child.send_signal(signal.SIGTERM),
     "SIGINT": lambda child, mnt: child.send_signal(signal.SIGINT),
     "umount": lambda child, mnt: dfuser("umount", mnt),
-    "fusermount3": lambda child, mnt: subprocess.run(["fusermount3", "-u", str(mnt)], check=True),
+    "fusermount3": lambda child, mnt: subprocess.run(["fusermount3", "-uz", str(mnt)], check=True),
 }
 
 

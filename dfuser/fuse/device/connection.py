@@ -215,7 +215,12 @@ class DeviceConnection(Connection):
             self.counts[opcode] += 1
             quick = self._quick[opcode]
             if quick is not None:
-                reply = quick(unique, nodeid, buf, size)
+                try:
+                    reply = quick(unique, nodeid, buf, size)
+                except Block:
+                    reply = None
+                except Exception as exc:
+                    reply = self._failure(make(Header, head), exc) or b""
                 if reply:
                     self.reply(unique, reply)
                     return

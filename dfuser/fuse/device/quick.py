@@ -3,13 +3,15 @@
 Most lookups, attribute requests and questions for extended attributes are about files whose answer
 lies packed already. For these no context is bound and nothing is parsed into a record: a tenth of a
 microsecond counts here. Each function gets the head's numbers and the buffer, and answers the reply
-(`DONE` where there is none) or None: then the request goes the ordinary way (`handlers`), which knows all cases and makes the
-next answer quick.
+(`DONE` where there is none, or it has been written) or None: then the request goes the ordinary way
+(`handlers`), which knows all cases and makes the next answer quick.
+
+Where a file system has everything in memory (`VfsOps.at_hand`) attributes are packed and files are
+read here as well; a large read is written straight from page memory.
 
 Counterpart: none.
 Invariants: nothing here changes what the ordinary way would find, but for counters, access times
-and
-the order of the negative names; nothing raises or waits. What fails here is done again there.
+and the order of the negative names. Nothing waits; what is raised is the answer, as it is there.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ from typing import TYPE_CHECKING, Final
 from dfuser.fuse.wire.attr import ATTR_OUT_SIZE, ENTRY_ATTR_OUT, ENTRY_SIZE
 from dfuser.fuse.wire.const import IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode
 from dfuser.fuse.wire.inputs import READ_IN
-from dfuser.libkern.errno import KError
 from dfuser.vfs.ncpath import live_ncp
 from dfuser.vfs.nlookup import lookup1_cached
-from dfuser.vfs.syscalls import kern_read
+from dfuser.vfs.syscalls import kern_read, kern_readviews
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,9 @@ _FORGET: Final = IN_HEADER_SIZE + 8
 _count_in: Final = Struct("=Q").unpack_from
 _batch_in: Final = Struct("=I4x").unpack_from
 _FORGET_ONE: Final = Struct("=QQ")
-#: The answer where no reply is due.
+#: Reads from this size on are not copied.
+VIEW_SIZE: Final = 16 << 10
+#: The answer where no reply is due any more.
 DONE: Final = b""
 
 
@@ -163,10 +166,16 @@ class QuickAnswers:
         opened = self.files.get(fh)
         if opened is None or opened.gone or opened.node.mount is not self.mount:
             return None
-        try:
-            data = kern_read(opened.file, offset, length)
-        except KError:
-            return None
+        if length >= VIEW_SIZE:
+            views = kern_readviews(opened.file, offset, length)
+            if views is not None:
+                try:
+                    head = _header(OUT_HEADER_SIZE + views.size, 0, unique)
+                    self.connection.reply(unique, [head, *views.buffers])
+                finally:
+                    views.release()
+                return DONE
+        data = kern_read(opened.file, offset, length)
         return _header(OUT_HEADER_SIZE + len(data), 0, unique), data
 
     def flush(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
