@@ -58,6 +58,7 @@ from .open import (
     kern_open,
     kern_read,
     kern_readdir,
+    kern_readviews,
     kern_write,
     vn_open,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "kern_read",
     "kern_readdir",
     "kern_readlink",
+    "kern_readviews",
     "kern_removexattr",
     "kern_rename",
     "kern_rmdir",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dfuser.libkern.ucred import Ucred
+    from dfuser.vm.object import PageViews
 
     from ..namecache import NcHandle
     from ..vattr import Dirent
@@ -183,6 +184,25 @@ def kern_read(file: File, offset: int | None, size: int) -> Buffer:
     data = vp.ops.use.vop_read(vp, file.offset, size, ioflag, file.cred, file.fdata)
     file.offset += len(data)
     return data
+
+
+def kern_readviews(file: File, offset: int, size: int) -> PageViews | None:
+    """Windows on the pages of a file that is in memory, instead of `kern_read`'s copy.
+
+    Returns:
+        The windows, which the caller releases before it does anything else; None when the file's
+        bytes cannot be had so (not a regular file in memory, or not open for reading).
+    """
+    vp = file.vp
+    mount, obj = vp.mount, vp.object
+    if obj is None or mount is None or not mount.ops.at_hand or not file.flags & FREAD:
+        return None
+    if offset < 0 or file.refs <= 0:
+        return None
+    if not file.flags & O_NOATIME:
+        vp.ops.use.vop_markatime(vp, file.cred)
+    views: PageViews = obj.views(min(offset, obj.size), size)
+    return views
 
 
 def kern_write(file: File, offset: int | None, data: Buffer) -> int:
