@@ -165,7 +165,8 @@ class DeviceConnection(Connection):
             else None
             for n in range(OPCODES)
         )
-        self._quick = QuickAnswers(self).table(OPCODES)
+        quick = QuickAnswers(self).table(OPCODES)
+        self._quick = tuple(None if n in refused else one for n, one in enumerate(quick))
 
     # --- requests --------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class DeviceConnection(Connection):
             self._garbled(f"{size} bytes")
             return
         head = unpack_head(buf)
-        length, opcode, unique, nodeid, _, _, _, _ = head
+        length, opcode, unique, nodeid, _, _, _, extensions = head
         if length != size:
             self._garbled(f"{size} bytes that say they are {length}")
             return
@@ -214,12 +215,12 @@ class DeviceConnection(Connection):
         if opcode < OPCODES:
             self.counts[opcode] += 1
             quick = self._quick[opcode]
-            if quick is not None:
+            if quick is not None and not extensions:
                 try:
                     reply = quick(unique, nodeid, buf, size)
                 except Block:
                     reply = None
-                except Exception as exc:
+                except BaseException as exc:
                     reply = self._failure(make(Header, head), exc) or b""
                 if reply:
                     self.reply(unique, reply)
@@ -261,7 +262,7 @@ class DeviceConnection(Connection):
 
     def _failure(self, head: Header, exc: BaseException) -> bytes | None:
         """The answer for what a handler raised; None where nobody waits for one."""
-        number = self.context.errno_of(name_of(head.opcode).lower(), exc)
+        number = self.context.errno_of(name_of(head.opcode).lower(), exc) or host_errno.EIO
         return emit_error(head.unique, number) if has_reply(head.opcode) else None
 
     def _refuse(self, head: Header) -> None:
@@ -407,14 +408,15 @@ class DeviceConnection(Connection):
 
     def shut(self) -> None:
         """Close the descriptor. Idempotent."""
-        if self.fd < 0:
-            return
         fd, self.fd = self.fd, -1
-        os.close(fd)
-        self.trace.aborted(self.name)
+        if fd >= 0:
+            os.close(fd)
+            self.trace.aborted(self.name)
 
     def _lost(self, error: OSError) -> None:
         """The mount is gone, or the descriptor cannot be read any more."""
+        if error.errno == host_errno.EBADF:
+            self.fd = -1  # closed behind our back: the number may be somebody else's soon
         if not self.ended.is_set():
             if error.errno not in _GONE:
                 self._report(f"the device cannot be read: {error.strerror}")

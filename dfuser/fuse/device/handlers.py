@@ -29,8 +29,10 @@ from dfuser.fuse.wire.const import (
     FATTR_ATIME,
     FATTR_ATIME_NOW,
     FATTR_CTIME,
+    FATTR_FH,
     FATTR_GID,
     FATTR_KILL_SUIDGID,
+    FATTR_LOCKOWNER,
     FATTR_MODE,
     FATTR_MTIME,
     FATTR_MTIME_NOW,
@@ -64,6 +66,8 @@ Reply = "bytes | tuple[Data, ...] | list[Data] | None"
 _LEAST_PLUS: Final = 160
 _LEAST_PLAIN: Final = 32
 _SECOND: Final = 1_000_000_000
+#: Bits of SETATTR that name no attribute.
+_NO_CHANGE: Final = FATTR_FH | FATTR_LOCKOWNER
 #: Flags of a file that statx tells, and what they are to it.
 _STATX_FLAGS: Final = (
     (IMMUTABLE, STATX_ATTR_IMMUTABLE),
@@ -187,7 +191,8 @@ class Handlers:
             vap.mtime_now = bool(valid & FATTR_MTIME_NOW)
         if valid & FATTR_CTIME:
             vap.ctime = b.ctime * _SECOND + b.ctimensec
-        killpriv = bool(valid & FATTR_KILL_SUIDGID)
+        # A request that changes nothing is chown(-1, -1), which takes the set-id bits all the same.
+        killpriv = bool(valid & FATTR_KILL_SUIDGID) or not valid & ~_NO_CHANGE
         return r.emit_attr(h.unique, self.ops.setattr(h, h.nodeid, vap, killpriv=killpriv))
 
     def access(self, h: i.Header, b: i.AccessIn, buf: Buffer) -> Any:

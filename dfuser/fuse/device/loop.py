@@ -6,7 +6,9 @@ drains a bounded burst and lets others run. Both ways end in `DeviceConnection.s
 buffer.
 
 Counterpart: fuse_session_loop of libfuse.
-Invariants: one request at a time; the buffer holds the largest request any connection may get.
+Invariants: one request at a time; the buffer holds the largest request any connection may get. A
+device is watched through a descriptor of the loop's own, so that one that is closed by mistake is
+found out with the next request, and its number is not watched for somebody else.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class DeviceLoop:
         self.bursts = 0
         self.idle = IdleDoor()
         self._buffer = bytearray(BUFFER)
-        self._by_fd: dict[int, DeviceConnection] = {}
+        self._connections = 0
 
     def start(self) -> None:
         """Begin; call from a trio task."""
@@ -66,22 +68,23 @@ class DeviceLoop:
 
     async def run(self, connection: DeviceConnection) -> None:
         """Serve a connection until its mount is gone."""
-        fd = connection.fd
-        os.set_blocking(fd, False)
-        self._by_fd[fd] = connection
-        self.idle.watch(fd, connection.server(self._buffer))
+        os.set_blocking(connection.fd, False)
+        watched = os.dup(connection.fd)
+        self._connections += 1
         try:
+            self.idle.watch(watched, connection.server(self._buffer))
             async with trio.open_nursery() as nursery:
                 if not self.idle.installed:
-                    nursery.start_soon(self._read, connection)
+                    nursery.start_soon(self._read, connection, watched)
                 await connection.serve()
                 nursery.cancel_scope.cancel()
         finally:
-            self.idle.unwatch(fd)
-            del self._by_fd[fd]
+            self._connections -= 1
+            self.idle.unwatch(watched)
+            os.close(watched)
 
-    async def _read(self, connection: DeviceConnection) -> None:
-        fd, buffer = connection.fd, self._buffer
+    async def _read(self, connection: DeviceConnection, watched: int) -> None:
+        buffer = self._buffer
         while not connection.ended.is_set():
             self.bursts += 1
             for _ in range(self.burst):
@@ -92,11 +95,11 @@ class DeviceLoop:
                 continue
             if connection.ended.is_set():
                 return
-            await trio.lowlevel.wait_readable(fd)
+            await trio.lowlevel.wait_readable(watched)
 
     def statistics(self) -> LoopStatistics:
         """Counters since the session began."""
-        return LoopStatistics(len(self._by_fd), self.bursts, self.idle.served, self.idle.installed)
+        return LoopStatistics(self._connections, self.bursts, self.idle.served, self.idle.installed)
 
     def sysctl_owners(self) -> tuple[Any, ...]:
         """The objects whose sysctls the kernel shows."""

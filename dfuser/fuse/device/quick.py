@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from dfuser.fuse.wire.attr import ATTR_OUT_SIZE, ENTRY_ATTR_OUT, ENTRY_SIZE
 from dfuser.fuse.wire.const import IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode
-from dfuser.fuse.wire.inputs import READ_IN
+from dfuser.fuse.wire.inputs import FLUSH_IN, GETATTR_IN, GETXATTR_IN, READ_IN
 from dfuser.vfs.ncpath import live_ncp
 from dfuser.vfs.nlookup import lookup1_cached
 from dfuser.vfs.syscalls import kern_read, kern_readviews
@@ -41,6 +41,9 @@ _header: Final = Struct("=IiQ").pack
 _ENTRY: Final = OUT_HEADER_SIZE + ENTRY_SIZE
 _ATTR: Final = OUT_HEADER_SIZE + ATTR_OUT_SIZE
 _NAME: Final = IN_HEADER_SIZE
+_GETATTR: Final = IN_HEADER_SIZE + GETATTR_IN.size
+_XATTR_NAME: Final = IN_HEADER_SIZE + GETXATTR_IN.size
+_FLUSH: Final = IN_HEADER_SIZE + FLUSH_IN.size
 _READ: Final = IN_HEADER_SIZE + READ_IN.size
 _read_in: Final = Struct("=QQI").unpack_from
 _FORGET: Final = IN_HEADER_SIZE + 8
@@ -49,6 +52,8 @@ _batch_in: Final = Struct("=I4x").unpack_from
 _FORGET_ONE: Final = Struct("=QQ")
 #: Reads from this size on are not copied.
 VIEW_SIZE: Final = 16 << 10
+#: No read that was agreed on is longer; what asks for more gets this much.
+READ_MAX: Final = 1 << 20
 #: The answer where no reply is due any more.
 DONE: Final = b""
 
@@ -85,7 +90,7 @@ class QuickAnswers:
     def getattr(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
         """GETATTR of a file that is in memory."""
         node = self.by_id.get(nodeid)
-        if node is None:
+        if node is None or size != _GETATTR:
             return None
         record, vp = node.packed, node.vp
         if vp is None:
@@ -99,7 +104,7 @@ class QuickAnswers:
     def lookup(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
         """LOOKUP of a name that the namecache knows, and whose file is packed."""
         node = self.by_id.get(nodeid)
-        if node is None or node.vp is None:
+        if node is None or node.vp is None or size <= _NAME or buf[size - 1]:
             return None
         dncp = live_ncp(node.vp)
         if dncp is None or not dncp.children:
@@ -109,6 +114,8 @@ class QuickAnswers:
             return None
         vp = ncp.vp
         if vp is None:
+            if node.mount is not self.mount:
+                return None
             return _header(_ENTRY, 0, unique) + self.negative  # type: ignore[no-any-return]
         mount, nodes = node.mount, self.nodes
         found = vp.handle
@@ -136,8 +143,8 @@ class QuickAnswers:
 
     def batch_forget(self, unique: int, nodeid: int, buf: Buffer, size: int) -> Reply:
         """BATCH_FORGET of such files."""
-        count, first = _batch_in(buf, IN_HEADER_SIZE)[0], IN_HEADER_SIZE + 8
-        if size != first + count * _FORGET_ONE.size:
+        first = IN_HEADER_SIZE + 8
+        if size < first or size != first + _batch_in(buf, IN_HEADER_SIZE)[0] * _FORGET_ONE.size:
             return None
         with memoryview(buf) as view, view[first:size] as records:
             pairs = list(_FORGET_ONE.iter_unpack(records))
@@ -154,7 +161,9 @@ class QuickAnswers:
     def getxattr(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
         """GETXATTR of a file that is known to have no extended attribute at all."""
         node = self.by_id.get(nodeid)
-        if node is None or not node.plain:
+        if node is None or not node.plain or size < _XATTR_NAME + 2:
+            return None
+        if buf.find(0, _XATTR_NAME, size) != size - 1:
             return None
         return _header(OUT_HEADER_SIZE, -host_errno.ENODATA, unique)
 
@@ -166,6 +175,7 @@ class QuickAnswers:
         opened = self.files.get(fh)
         if opened is None or opened.gone or opened.node.mount is not self.mount:
             return None
+        length = min(length, READ_MAX)
         if length >= VIEW_SIZE:
             views = kern_readviews(opened.file, offset, length)
             if views is not None:
@@ -180,6 +190,6 @@ class QuickAnswers:
 
     def flush(self, unique: int, nodeid: int, buf: Buffer, size: int) -> bytes | None:
         """FLUSH while nobody on this connection holds a lock."""
-        if self.locks.owners or not self.connection.serves_locks:
+        if self.locks.owners or not self.connection.serves_locks or size != _FLUSH:
             return None
         return _header(OUT_HEADER_SIZE, 0, unique)

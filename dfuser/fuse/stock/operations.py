@@ -31,7 +31,8 @@ from .attr import statvfs
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from dfuser.fuse.ops import Opened, Operations
+    from dfuser.fuse.ops import Operations
+    from dfuser.fuse.opsbase import Opened
     from dfuser.fuse.request import OpenFile, RequestContext
 
     from .workers import Workers

@@ -22,7 +22,6 @@ from dfuser.libkern.errno import EAGAIN, EBADF, EDEADLK, EINTR, EINVAL, ENOLCK, 
 from dfuser.libkern.fcntl import F_POSIX, O_RDONLY, O_RDWR, O_WRONLY
 from dfuser.libkern.ktr import Ktr
 from dfuser.libkern.log import MsgBuf
-from dfuser.libkern.sysctl import SysctlTree
 from dfuser.libkern.ucred import Ucred
 from dfuser.lwkt.block import Block, run_blocking
 from dfuser.lwkt.machine import Lwkt
@@ -291,15 +290,13 @@ def test_the_limit_of_a_user(w: World) -> None:
 
 def test_the_limit_of_owners(w: World) -> None:
     """What if as many processes hold locks as a connection may have?"""
-    tree = SysctlTree()
-    tree.register(w.locks)
     file = w.open()
-    tree.set("vfs.fuse.lock_owners_limit", "2", ROOT)
+    w.locks.limit = 2
     w.lock(file, 1, 0, 0)
     w.lock(file, 2, 1, 1)
     with errno(ENOLCK):
         w.lock(file, 3, 2, 2)
-    assert int(tree.get("vfs.fuse.lock_owners")) == 2
+    assert len(w.locks.owners) == 2
     assert w.locks.statistics().refused == 1
     w.lock(file, 2, 3, 3)
     w.lock(file, 1, 0, 0, UN)
