@@ -25,7 +25,7 @@ import click
 from dfuser.client import Connection, ConnectionLost, KernelError, Msg
 from dfuser.libkern.latency import BUCKETS, bars, chart, duration
 
-from .exits import ExitCode
+from .exits import CliError, ExitCode
 from .output import SCHEMA, Column, clean, print_table, warn
 from .talk import talks
 from .verb import verb
@@ -163,7 +163,7 @@ def command(
     }
     for row in kernel.domsg("trace", "layers"):
         if row["layer"] == layer and row["note"]:
-            warn(row["note"])
+            raise CliError(ExitCode.USAGE, row["note"])
     ending = _Ending()
     with ending.taken():
         hold = kernel.sendmsg("trace", "hold", **wanted, **filters)

@@ -130,6 +130,10 @@ class Connection(abc.ABC):
         """Tell the host that a name is void (or, with ``expire``, old). May block."""
 
     @abc.abstractmethod
+    def delete_entry(self, nodeid: int, name: bytes, child: int) -> None:
+        """Tell the host that a name of file ``child`` was removed. May block."""
+
+    @abc.abstractmethod
     def inval_inode(self, nodeid: int, attr_only: bool) -> None:
         """Tell the host that attributes (and pages) of a file are void. May block."""
 

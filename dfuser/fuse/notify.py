@@ -68,6 +68,9 @@ class Listener(Protocol):
     def inval_entry(self, nodeid: int, name: bytes, expire: bool) -> None:
         """Write one invalidation of a name. May block. Raises OSError when it is refused."""
 
+    def delete_entry(self, nodeid: int, name: bytes, child: int) -> None:
+        """Write that a name of file ``child`` was removed; watchers of the host are told."""
+
     def inval_inode(self, nodeid: int, attr_only: bool) -> None:
         """Write one invalidation of a file."""
 
@@ -95,6 +98,7 @@ class Notifier:
         context: tells whether the running code serves the host.
         limit: messages that may wait.
         first: what `settle` waits for before the messages.
+        flags: called with a mount whose flags have changed.
     """
 
     sysctl_limit = Sysctl(
@@ -116,8 +120,10 @@ class Notifier:
         context: RequestContext,
         limit: int = 65536,
         first: Callable[[], Awaitable[None]] | None = None,
+        flags: Callable[[Mount], None] = lambda _mount: None,
     ) -> None:
         self._listeners = listeners
+        self._flags = flags
         self._first = first
         self.context = context
         self.limit = limit
@@ -145,6 +151,23 @@ class Notifier:
                 listener = node.table.connection
                 self._put(listener, node.nodeid, name, _EXPIRE if covered(dvp, name) else _ATTR)
                 self._put(listener, node.nodeid, None, _ATTR)
+            node = node.next
+
+    def entry_removed(self, dvp: Vnode, name: bytes, vp: Vnode) -> None:
+        """A name of a file was removed: who watches it on the host hears of a deletion."""
+        node = dvp.handle
+        if node is None or (self.context.serving and node.next is None):
+            return
+        while node is not None:
+            if node.mount.coherence != VOLATILE:
+                table = node.table
+                child = vp.handle
+                while child is not None and child.table is not table:
+                    child = child.next
+                # A negative number names the file; it does not merge with other messages.
+                what = -child.nodeid if child is not None else _ATTR
+                self._put(table.connection, node.nodeid, name, what)
+                self._put(table.connection, node.nodeid, None, _ATTR)
             node = node.next
 
     def attr_changed(self, vp: Vnode) -> None:
@@ -177,6 +200,7 @@ class Notifier:
 
         Pages go as well: the host may keep what links say, which must not be followed any more.
         """
+        self._flags(mount)
         for listener in self._listeners():
             for node in listener.nodes.by_id.values():
                 if node.mount is mount or mount_below(node.mount) is mount:
@@ -206,7 +230,7 @@ class Notifier:
             before = queue.get(key)
             if before is not None:
                 self.merged += 1
-                queue[key] = before | what
+                queue[key] = before | what if before > 0 < what else _ATTR
                 return
             if len(queue) >= self.limit:
                 queue.clear()
@@ -298,7 +322,10 @@ class Notifier:
         listener, nodeid, name = key
         try:
             if name is not None:
-                listener.inval_entry(nodeid, name, what == _EXPIRE)
+                if what < 0:
+                    listener.delete_entry(nodeid, name, -what)
+                else:
+                    listener.inval_entry(nodeid, name, what == _EXPIRE)
             else:
                 listener.inval_inode(nodeid, what == _ATTR)
         except FileNotFoundError:

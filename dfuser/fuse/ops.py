@@ -150,10 +150,10 @@ class Operations(ListingOps, XattrOps):
         """The target of a symbolic link.
 
         The host asks the same question to follow a link as to show it, and a nosymfollow mount
-        must not be followed on: ELOOP for both. (A connection of its own has the flag itself.)
+        must not be followed on: ELOOP for both.
         """
         node, _, nch = self._nch(nodeid)
-        if flags_of(node.mount) & MNT.NOSYMFOLLOW & ~self.attrs.host_flags:
+        if flags_of(node.mount) & MNT.NOSYMFOLLOW:
             raise KError(ELOOP)
         return kern.kern_readlink(self.vfs, nch, self.context.cred(ctx.uid, ctx.gid))
 
@@ -187,7 +187,7 @@ class Operations(ListingOps, XattrOps):
 
         Set-group-id without group execution is no privilege but the mark of mandatory locking.
         """
-        if vp.type is not VType.VREG:
+        if vp.type is VType.VDIR:
             return mode
         now = vp.ops.use.vop_getattr(vp).mode or 0 if mode is None else mode
         kept = now & ~S_ISUID

@@ -36,11 +36,11 @@ from dfuser.libkern.klist import HookKnote
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.lwkt.synch import abort_sleep
 from dfuser.vfs.lockf import PosixLocks
-from dfuser.vfs.mountflags import VQ_MOUNT, VQ_UNMOUNT
+from dfuser.vfs.mountflags import MNT, VQ_MOUNT, VQ_UNMOUNT
 
 from . import mountpoint as host
 from .device.connection import DeviceConnection
-from .device.fusermount import attach, host_flags, host_options
+from .device.fusermount import attach, host_flags, host_options, told_flags
 from .device.loop import DeviceLoop
 from .hostlocks import OWNERS_MAX, HostLocks
 from .mountpoint import MountError
@@ -189,11 +189,15 @@ class FuseSession:
             lwkt, procs, self.watcher, report, on_panic, options.max_parked
         )
         procs.caller = self.context.caller
-        self.notifier = Notifier(self.connections, self.context, first=self._unchanging)
+        self.notifier = Notifier(
+            self.connections, self.context, first=self._unchanging, flags=self._flags_changed
+        )
         self.loop = DeviceLoop()
         #: Requests of connections that have ended.
         self._past: Counter[str] = Counter()
         self.context.count = self.served
+        #: Connections that were detached and live on for what is open there.
+        self._lingering: list[DeviceConnection] = []
         #: Mounts that have, or are about to get, a connection of their own, by index.
         self._own: dict[int, DeviceConnection | None] = {}
         self.root = self._make_root()
@@ -236,6 +240,7 @@ class FuseSession:
         for connection in tuple(self._own.values()):
             if connection is not None:
                 yield connection
+        yield from tuple(self._lingering)
 
     def owners(self) -> tuple[object, ...]:
         """The objects whose sysctls and statistics the kernel shows."""
@@ -428,7 +433,11 @@ class FuseSession:
         path = self.host_path(mount)
         self._own[mount.index] = None
         connection = self._make(mount, path)
-        options = host_options(mount, sorted(self.options.common_options()))
+        common = sorted(self.options.common_options())
+        if self.options.read_only and not mount.flag & MNT.RDONLY:
+            common.append("ro")
+        connection.told = told_flags(mount)
+        options = host_options(mount, common)
         try:
             connection.fd = await self._attach_host(path, options)
         except (MountError, OSError) as error:
@@ -475,6 +484,8 @@ class FuseSession:
     def _part(self, connection: DeviceConnection) -> None:
         """A connection inside has ended."""
         index = connection.mount.index
+        if connection in self._lingering:
+            self._lingering.remove(connection)
         if self._own.get(index) is connection:
             if self._leaving:
                 self._own[index] = None
@@ -486,7 +497,7 @@ class FuseSession:
             host.abort(connection.number)
         self._in_context(connection.release_all)
         connection.shut()
-        if not self._separate(connection.mount):
+        if not self._separate(connection.mount) and not self._leaving:
             self._name_changed(connection.mount)
 
     def _name_changed(self, mount: Mount) -> None:
@@ -527,6 +538,20 @@ class FuseSession:
         await trio.to_thread.run_sync(
             host.detach_quietly, connection.path, connection.number, abandon_on_cancel=True
         )
+
+    def _flags_changed(self, mount: Mount) -> None:
+        """The flags of a mount are others: the host gets it anew if it was told otherwise."""
+        own = self._own.get(mount.index)
+        if own is not None and own.told != told_flags(mount) and self._nursery is not None:
+            self._change(self._reattach, own)
+
+    async def _reattach(self, connection: DeviceConnection) -> None:
+        """Detach a mount and attach it with its flags of now. What is open stays with the old."""
+        mount = connection.mount
+        self._lingering.append(connection)
+        self._own[mount.index] = None
+        await self._detach(connection)
+        await self._attach(mount)
 
     def _change(self, change: Callable[[Any], Any], subject: object) -> None:
         """Attach or detach in the background; commands wait for it (`settle`)."""

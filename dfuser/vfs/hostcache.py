@@ -28,6 +28,9 @@ class HostCache(Protocol):
     def entry_changed(self, dvp: Vnode, name: bytes) -> None:
         """The name ``name`` in directory ``dvp`` came, went, or means something else now."""
 
+    def entry_removed(self, dvp: Vnode, name: bytes, vp: Vnode) -> None:
+        """The name ``name`` in directory ``dvp``, which was one of ``vp``, went."""
+
     def attr_changed(self, vp: Vnode) -> None:
         """Attributes of ``vp`` are not what they were (link count, owner, times ...)."""
 
@@ -53,6 +56,9 @@ class NullHostCache:
     __slots__ = ()
 
     def entry_changed(self, dvp: Vnode, name: bytes) -> None:
+        """Ignore."""
+
+    def entry_removed(self, dvp: Vnode, name: bytes, vp: Vnode) -> None:
         """Ignore."""
 
     def attr_changed(self, vp: Vnode) -> None:

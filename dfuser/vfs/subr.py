@@ -175,11 +175,19 @@ def same_mount(a: Mount | None, b: Mount | None) -> bool:
     return a is not None and a is b
 
 
-def told_entry(vfs: Vfs, dvp: Vnode, name: bytes, vp: Vnode | None = None) -> None:
-    """Tell the host that a name changed, and with it the directory and perhaps the file."""
+def told_entry(
+    vfs: Vfs, dvp: Vnode, name: bytes, vp: Vnode | None = None, *, removed: bool = False
+) -> None:
+    """Tell the host that a name changed, and with it the directory and perhaps the file.
+
+    With ``removed`` the name was that of ``vp`` and is gone.
+    """
     host = vfs.hostcache
     if host is not None:
-        host.entry_changed(dvp, name)
+        if removed and vp is not None:
+            host.entry_removed(dvp, name, vp)
+        else:
+            host.entry_changed(dvp, name)
         host.attr_changed(dvp)
         if vp is not None:
             host.attr_changed(vp)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """One mount for all tests of this file."""
     with rig() as made:
         yield made

@@ -24,7 +24,7 @@ D_NAME = 19
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """One mount for all tests of this file."""
     with rig() as made:
         yield made

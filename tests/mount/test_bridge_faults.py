@@ -47,7 +47,7 @@ FAULTS = (
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """One mount, whose root file system fails on command."""
     with rig() as made:
         made.inside(LAYER)

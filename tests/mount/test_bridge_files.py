@@ -25,7 +25,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """One mount for all tests of this file; at the end nothing was ever reported as a bug."""
     with rig() as made:
         yield made

@@ -59,7 +59,7 @@ with open('/proc/self/statm') as statm:
 
 
 @pytest.fixture
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """A mount of its own for each test."""
     with rig(sysctl={"kern.maxvnodes": "200000"}) as made:
         yield made

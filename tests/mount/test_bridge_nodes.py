@@ -20,7 +20,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to drop the host's
 
 
 @pytest.fixture
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """A mount of its own for each test."""
     with rig(onemount=True) as made:
         yield made

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     with rig() as one:
         yield one
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.fixture
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """A mount that each test ends in its own way."""
     with rig() as made:
         yield made

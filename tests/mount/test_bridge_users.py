@@ -19,7 +19,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs several users")
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """One mount for all tests of this file; at the end nothing was ever reported as a bug."""
     with rig() as made:
         yield made

@@ -44,7 +44,7 @@ STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @pytest.fixture
-def world() -> Iterator[Rig]:
+def world(transport: str) -> Iterator[Rig]:
     """A mount of its own for each test."""
     with rig() as made:
         try:

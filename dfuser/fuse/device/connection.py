@@ -34,7 +34,7 @@ from dfuser.fuse.wire.const import IN_HEADER_SIZE, Opcode
 from dfuser.fuse.wire.init import Negotiated, Wishes, negotiate
 from dfuser.fuse.wire.inputs import IN_HEADER, Header
 from dfuser.fuse.wire.layout import WireError, make
-from dfuser.fuse.wire.notify import emit_inval_entry, emit_inval_inode
+from dfuser.fuse.wire.notify import emit_delete, emit_inval_entry, emit_inval_inode
 from dfuser.fuse.wire.operations import BY_OPCODE, has_reply, name_of, refusal
 from dfuser.fuse.wire.reply import emit_error
 from dfuser.fuse.wire.request import PARSERS, body_end, parsers_for
@@ -152,6 +152,8 @@ class DeviceConnection(Connection):
         self.counts = [0] * OPCODES
         self.replies = self.late = self.refused = self.garbled = self.unknown = 0
         self.ended = trio.Event()
+        #: MNT.* flags that were given to the host as words.
+        self.told = 0
         #: Requests that wait, by their number.
         self.parked: dict[int, Parked] = {}
         self.nursery: trio.Nursery | None = None
@@ -371,6 +373,15 @@ class DeviceConnection(Connection):
         negotiated = self.negotiated
         expire = expire and negotiated is not None and negotiated.has("HAS_EXPIRE_ONLY")
         self.notify(emit_inval_entry(nodeid, name, expire_only=expire))
+
+    def delete_entry(self, nodeid: int, name: bytes, child: int) -> None:
+        """Tell the host that a name of file ``child`` was removed; void it if that is not so."""
+        try:
+            self.notify(emit_delete(nodeid, child, name))
+        except OSError as error:
+            if error.errno not in (host_errno.ENOENT, host_errno.ENOTEMPTY, host_errno.EBUSY):
+                raise
+            self.inval_entry(nodeid, name, expire=False)
 
     def inval_inode(self, nodeid: int, attr_only: bool) -> None:
         """Tell the host that attributes, or pages too, of a file are void."""

@@ -34,9 +34,14 @@ HOST_WORDS: Final = ((MNT.RDONLY, "ro"), (MNT.NOEXEC, "noexec"))
 ALWAYS: Final = MNT.NOSUID | MNT.NODEV
 
 
+def told_flags(mount: Mount) -> int:
+    """The MNT.* flags of ``mount`` that are given to the host as words."""
+    return mount.flag & sum(flag for flag, _ in HOST_WORDS)
+
+
 def host_flags(mount: Mount) -> int:
-    """The MNT.* flags of ``mount`` that the host is told of when it is attached."""
-    return (mount.flag & sum(flag for flag, _ in HOST_WORDS)) | (mount.flag & ALWAYS)
+    """The MNT.* flags of ``mount`` that the host enforces once it is attached."""
+    return told_flags(mount) | (mount.flag & ALWAYS)
 
 
 def host_options(mount: Mount, common: Iterable[str]) -> str:

@@ -59,6 +59,10 @@ class StockConnection(Connection):
         """Invalidate a name. Nothing is mounted on it for the host, so there is nothing to keep."""
         pyfuse3.invalidate_entry(nodeid, name)
 
+    def delete_entry(self, nodeid: int, name: bytes, child: int) -> None:
+        """Tell of a removed name."""
+        pyfuse3.invalidate_entry(nodeid, name, child)
+
     def inval_inode(self, nodeid: int, attr_only: bool) -> None:
         """Invalidate a file."""
         pyfuse3.invalidate_inode(nodeid, attr_only)

@@ -198,7 +198,7 @@ FLAGS: Final = (
     ),
     Flag(
         "PASSTHROUGH", 1 << 37, 40, "passthrough",
-        "reads and writes go to a backing memfd without us; for root's tmpfs, on demand",
+        "reads and writes go to a backing file without us; no mount asks: file data are VM pages",
         needs=("INIT_EXT",), brings=("max_stack_depth",),
     ),
     Flag(

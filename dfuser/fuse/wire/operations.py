@@ -100,7 +100,7 @@ OPERATIONS: Final = (
     ),
     Operation(
         Opcode.INTERRUPT, 7, "fuse_interrupt_in", "nothing",
-        "ends the wait of a request; answered only with EAGAIN if it is not known",
+        "ends the wait of a request; one that is not known was answered just now",
     ),
     Operation(
         Opcode.BMAP, 8, "fuse_bmap_in", "fuse_bmap_out", "only for block devices", ENOSYS

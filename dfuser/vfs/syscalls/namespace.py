@@ -316,7 +316,7 @@ def kern_unlink(vfs: Vfs, dnch: NcHandle, name: bytes, cred: Ucred, chk: bool = 
         vp.ref()
         try:
             dvp.ops.use.vop_nremove(dvp, ncp, cred)
-            told_entry(vfs, dvp, name, vp)
+            told_entry(vfs, dvp, name, vp, removed=True)
         finally:
             vp.rele()
     finally:
@@ -342,7 +342,7 @@ def kern_rmdir(vfs: Vfs, dnch: NcHandle, name: bytes, cred: Ucred, chk: bool = T
         vp.ref()
         try:
             dvp.ops.use.vop_nrmdir(dvp, ncp, cred)
-            told_entry(vfs, dvp, name, vp)
+            told_entry(vfs, dvp, name, vp, removed=True)
         finally:
             vp.rele()
     finally:

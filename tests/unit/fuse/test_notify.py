@@ -27,6 +27,7 @@ class Pipe:
         self.nodes = bridge.nodes
         self.nodes.connection = self
         self.expired: list[bytes] = []
+        self.deleted: list[tuple[int, bytes, int]] = []
         self.notifier = Notifier(lambda: [self], bridge.session.context, limit)
         bridge.vfs.hostcache = self.notifier
 
@@ -37,6 +38,9 @@ class Pipe:
         self.entries.append((nodeid, name))
         if expire:
             self.expired.append(name)
+
+    def delete_entry(self, nodeid: int, name: bytes, child: int) -> None:
+        self.deleted.append((nodeid, name, child))
 
     def inval_inode(self, nodeid: int, attr_only: bool) -> None:
         self.open.wait()
@@ -158,3 +162,17 @@ def test_an_ended_connection_is_told_nothing(bridge: Bridge) -> None:
     pipe.notifier.entry_changed(bridge.rootvp, b"x")
     pipe.notifier.gone(pipe)
     assert pipe.notifier.statistics().waiting == 0
+
+
+def test_a_removal_inside_is_told_as_one(bridge: Bridge, ctx: Ctx) -> None:
+    """What if a file the host knows is removed inside, and a name it does not know, too?"""
+    pipe = Pipe(bridge)
+    entry = bridge.call(bridge.ops.mkdir(1, b"known", 0o755, ctx))
+    nch = bridge.vfs.mounts.rootnch
+    for name in (b"known", b"strange"):
+        if name == b"strange":
+            bridge.kernel.in_context(kern.kern_mkdir, bridge.vfs, nch, name, 0o755, ROOT)
+        bridge.kernel.in_context(kern.kern_rmdir, bridge.vfs, nch, name, ROOT)
+    pipe.drain()
+    assert pipe.deleted == [(1, b"known", entry.st_ino)]
+    assert (1, b"strange") in pipe.entries
