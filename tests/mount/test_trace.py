@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dfuser.cli.exits import ExitCode
 from dfuser.client import connect
 from tests.mount.test_cli import Shell, shell, wait_for
 
@@ -94,7 +95,7 @@ def test_the_stock_transport_says_so(shell: Shell) -> None:
     # What if pyfuse3 serves the mount? There is nothing to wait for.
     shell.ok("mount", "-d", "--transport", "pyfuse3", "tmpfs", shell.mnt)
     done = shell.call("trace", "-m", shell.mnt)
-    assert done.returncode == 2
+    assert done.returncode == ExitCode.USAGE
     assert done.stdout == ""
     assert "--transport device" in done.stderr
     shell.ok("umount", shell.mnt)
