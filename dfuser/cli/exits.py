@@ -19,7 +19,7 @@ class ExitCode(IntEnum):
     MOUNTPOINT = 10
     """The mount point cannot be used: missing, not empty, no directory, in use."""
     SOURCE = 11
-    """What should be mounted cannot be."""
+    """What should be mounted cannot be; an image, or something in one, is not there."""
     MOUNTED = 12
     """Something is mounted there already."""
     FUSE = 13
@@ -30,6 +30,10 @@ class ExitCode(IntEnum):
     """Not allowed, by the host or by the kernel inside."""
     KERNEL = 16
     """The kernel inside answered with an error."""
+    OUTPUT = 17
+    """What was to be written on the host could not be, or not all of it."""
+    DAMAGED = 21
+    """A volume is damaged: fsck found errors, or something could not be read. Nothing changed."""
     PANIC = 30
     """The kernel inside panicked; the message names the dump."""
     HELPER = 32
