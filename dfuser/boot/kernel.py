@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -45,6 +45,8 @@ from dfuser.lwkt.machine import Lwkt
 from dfuser.lwkt.msgport import ports_of
 from dfuser.lwkt.sleepq import synch_of
 from dfuser.lwkt.taskqueue import TaskQueues
+from dfuser.lwkt.thread import TDPRI
+from dfuser.vfs.bio import BufCache
 from dfuser.vfs.lockf import PosixLocks
 from dfuser.vfs.vfs import Vfs
 from dfuser.vfs.vnodetable import default_maxvnodes
@@ -115,13 +117,14 @@ class Kernel:
             msgbuf=self.msgbuf,
             maxvnodes=config.maxvnodes or default_maxvnodes(config.memory, self.procs.maxproc),
         )
+        self.bufs = BufCache(self.pages, host.clock, self.vfs.syncer)
         self.world = World(self)
         self._owners: list[object] = [
             self.msgbuf, *self.lwkt.sysctl_owners(), self.lwkt.tokens, self.synch,
             ports_of(self.lwkt),
             *(callwheel(cpu) for cpu in self.lwkt.cpus), self.taskqueues,
             self.pages, self.procs, self.devices, self.posixlocks, *self.vfs.sysctl_owners(),
-            self.world, *self.world.owners(),
+            self.bufs, self.world, *self.world.owners(),
         ]  # fmt: skip
         self._steps: list[Sysinit] = []
 
@@ -210,6 +213,7 @@ class Kernel:
                 self.lwkt.default_driver = "task"
                 self.state = RUNNING
                 self.in_context(self.world.start_daemons)
+                self.in_context(self.bufs.start, self._daemon)
                 task_status.started()
                 await self._stop_requested.wait()
                 with self._ending:
@@ -224,6 +228,10 @@ class Kernel:
         """Ask `run` to end. Safe to call more than once."""
         if self._stop_requested is not None:
             self._stop_requested.set()
+
+    def _daemon(self, fn: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Make a thread of the kernel's own."""
+        self.lwkt.create(fn, name=name, pri=TDPRI.KERN_DAEMON, cpu=0)
 
     # --- stopping --------------------------------------------------------------------------
 
@@ -262,6 +270,7 @@ class Kernel:
         for mp, error in self.vfs.mounts.unmountall():
             self.log(f"unmount of {mp.onname}: {error}", LOG_WARNING)
         self.vfs.close()
+        self.bufs.close()
 
     # --- trouble ---------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ VERBS: Final = MappingProxyType(
         "ktr": Verb("Inspect", "Show and switch kernel tracing."),
         "trace": Verb("Inspect", "Show the host's requests as they come, decoded."),
         "ddb": Verb("Inspect", "Run a command of the kernel debugger."),
+        "newfs": Verb("Disk images", "Make a HAMMER2 volume in an image."),
         "info": Verb("Disk images", "Show the headers, space and PFSs of HAMMER2 images."),
         "ls": Verb("Disk images", "List files in a HAMMER2 image."),
         "cat": Verb("Disk images", "Print files out of a HAMMER2 image."),

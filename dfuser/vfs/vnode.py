@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from dfuser.libkern.stat import VType
 
+    from .bufqueue import VnodeBufs
     from .mount import Mount
     from .namecache import NamecacheEntry
     from .vnodetable import VnodeTable
@@ -129,6 +130,7 @@ class Vnode(_Link):
         "firstname",
         "morenames",
         "object",
+        "bufs",
         "attr_cache",
         "handle",
         "lock",
@@ -155,6 +157,8 @@ class Vnode(_Link):
         self.firstname: NamecacheEntry | None = None
         self.morenames: dict[NamecacheEntry, None] | None = None
         self.object: Any = None
+        #: Its buffers and the transfers under way, made by the buffer cache when first needed.
+        self.bufs: VnodeBufs | None = None
         self.attr_cache: Any = None
         self.handle: Any = None
         self.lock: Any = None

@@ -101,7 +101,13 @@ class Host:
     def entry_changed(self, dvp: Vnode, name: bytes) -> None:
         self.told.append(("entry", dvp.ino, name))
 
+    def entry_removed(self, dvp: Vnode, name: bytes, vp: Vnode) -> None:
+        self.told.append(("entry", dvp.ino, name))
+
     def attr_changed(self, vp: Vnode) -> None:
+        self.told.append(("attr", vp.ino, b""))
+
+    def xattr_changed(self, vp: Vnode) -> None:
         self.told.append(("attr", vp.ino, b""))
 
     def data_changed(self, vp: Vnode) -> None:
