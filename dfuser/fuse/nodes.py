@@ -225,6 +225,7 @@ class NodeTable:
         vp.handle = None
         while node is not None:
             node.vp = None
+            node.plain = False
             if node.pinned:
                 node.pinned = False
                 node.table.orphans.append(vp)

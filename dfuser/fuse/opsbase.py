@@ -15,6 +15,7 @@ from dfuser.libkern.acl import XATTR_DEFAULT
 from dfuser.libkern.errno import (
     EBADF,
     ENOENT,
+    EOPNOTSUPP,
     ESTALE,
     KError,
 )
@@ -77,8 +78,9 @@ def bare(vp: Vnode) -> bool:
         try:
             if vp.ops.use.vop_listextattr(vp, space, ROOT_CRED):
                 return False
-        except KError:
-            continue
+        except KError as error:
+            if error.errno != EOPNOTSUPP:
+                return False
     return True
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno as host_errno
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import trio
@@ -31,7 +31,7 @@ from dfuser.libkern.errno import EINTR, ERESTART, KError, Panic
 from dfuser.libkern.linux_errno import to_linux
 from dfuser.libkern.sysctl import CtlFlag, Sysctl
 from dfuser.libkern.ucred import Ucred
-from dfuser.lwkt.block import Block, run_blocking
+from dfuser.lwkt.block import Block, go_on
 
 from .callers import groups_of
 
@@ -222,6 +222,7 @@ class RequestContext:
         op: str,
         caller: Caller,
         parked: Parked,
+        wait: Callable[[], Awaitable[int]],
         core: Callable[..., R],
         *args: Any,
     ) -> R:
@@ -231,7 +232,8 @@ class RequestContext:
             op: the operation, for ``ps``.
             caller: who asks.
             parked: what the caller of this knows the wait by, to interrupt it.
-            core: what was run and said `Block`.
+            wait: of the `Block`.
+            core: what was run and said it.
             args: its arguments; nothing in them may be used again by somebody else.
 
         Raises:
@@ -250,7 +252,7 @@ class RequestContext:
         cpu = caller.pid % len(self.lwkt.cpus)
         try:
             return await self.lwkt.adopt(
-                self._wait, parked, caller, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
+                self._wait, parked, caller, wait, core, *args, name=f"fuse:{op}", cpu=cpu, lwp=lwp
             )
         except BaseException as exc:
             raise HostError(self.errno_of(op, exc)) from None
@@ -258,13 +260,20 @@ class RequestContext:
             del self.parked_threads[lwp]
             self.procs.request_exit(lwp)
 
-    async def _wait(self, parked: Parked, caller: Caller, core: Callable[..., R], *args: Any) -> R:
+    async def _wait(
+        self,
+        parked: Parked,
+        caller: Caller,
+        wait: Callable[[], Awaitable[int]],
+        core: Callable[..., R],
+        *args: Any,
+    ) -> R:
         assert parked.lwp is not None
         self.watcher.watch(parked.lwp, parked.nodeid, told=parked.told)
         if parked.interrupted:
             self.watcher.interrupt(parked.lwp)
         try:
-            return await run_blocking(self._served, caller, core, *args)
+            return await go_on(wait, self._served, caller, core, *args)
         finally:
             self.watcher.unwatch(parked.lwp)
 

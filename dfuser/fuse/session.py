@@ -196,6 +196,8 @@ class FuseSession:
         #: Requests of connections that have ended.
         self._past: Counter[str] = Counter()
         self.context.count = self.served
+        #: Mounts, by index, that were given a connection: what loses it does not get another.
+        self._known: set[int] = set()
         #: Connections that were detached and live on for what is open there.
         self._lingering: list[DeviceConnection] = []
         #: Mounts that have, or are about to get, a connection of their own, by index.
@@ -432,6 +434,7 @@ class FuseSession:
         """Give a mount its connection. On failure it is seen through the one around it."""
         path = self.host_path(mount)
         self._own[mount.index] = None
+        self._known.add(mount.index)
         connection = self._make(mount, path)
         common = sorted(self.options.common_options())
         if self.options.read_only and not mount.flag & MNT.RDONLY:
@@ -514,7 +517,8 @@ class FuseSession:
         """Something was mounted: give it its connection."""
         note.take()
         for mount in self._inner():
-            if not self._separate(mount) and self._nursery is not None:
+            new = not self._separate(mount) and mount.index not in self._known
+            if new and self._nursery is not None:
                 self._own[mount.index] = None
                 self._change(self._attach, mount)
 
@@ -652,7 +656,8 @@ class FuseSession:
         for connection in reversed([*self.connections()][1:]):
             await trio.to_thread.run_sync(self._detach_host, connection.path, False)
             assert isinstance(connection, DeviceConnection)
-            await connection.ended.wait()
+            with trio.move_on_after(CHANGE_SECONDS):
+                await connection.ended.wait()
 
     @staticmethod
     def _detach_host(path: str, lazy: bool) -> None:

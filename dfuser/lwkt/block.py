@@ -50,6 +50,17 @@ class Block(Exception):
         self.exclusive = exclusive
 
 
+async def go_on(wait: Callable[[], Awaitable[int]], core: Callable[..., R], *args: Any) -> R:
+    """`run_blocking` for a core that has been run already and said `Block`.
+
+    ``wait`` is that of the block: what it holds is let go when it has been awaited.
+    """
+    error = await wait()
+    if error:
+        raise KError(error)
+    return await run_blocking(core, *args)
+
+
 async def run_blocking(core: Callable[..., R], *args: Any) -> R:
     """Run the synchronous ``core`` to its end, waiting wherever it says `Block`.
 

@@ -100,10 +100,11 @@ def fromdvp(cache: NameCache, dvp: Vnode, cred: Ucred) -> NamecacheEntry:
     cur = dvp.ref()
     try:
         while (ncp := _known(cache, cur)) is None:
-            below.append(cur)
-            if len(below) > _MAX_DEPTH:
+            if len(below) >= _MAX_DEPTH:
                 raise KError(ENOENT)
-            cur = cur.ops.use.vop_nlookupdotdot(cur, cred)
+            above = cur.ops.use.vop_nlookupdotdot(cur, cred)
+            below.append(cur)
+            cur = above
         cache.ref(ncp)
         while below:
             ncp = _enter(cache, ncp, cur, below[-1], cred)

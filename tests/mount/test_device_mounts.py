@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -11,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from dfuser.fuse import mountpoint as host
-from tests.mount.rig import Rig, eventually, mounted_paths, rig
+from tests.mount.rig import Rig, eventually, rig
 
 pytestmark = pytest.mark.mount
 
@@ -95,6 +97,11 @@ def attached(world: Rig) -> list[list[str]]:
     return found
 
 
+def ended(world: Rig, number: str) -> bool:
+    """Whether there is no connection of that number."""
+    return number not in dict(attached(world)).values()
+
+
 def whole(world: Rig) -> None:
     """The whole tree is there and answers."""
     eventually(lambda: set(below(world.path)) == {".", *INSIDE}, "all is attached")
@@ -115,7 +122,7 @@ def test_each_mount_is_one_of_the_hosts(world: Rig) -> None:
     assert len({info.device for info in found.values()}) == 6
     assert {info.fstype for info in found.values()} == {"fuse.dfuser"}
     assert found["dev"].source == "devfs:/dev"
-    names = {name: number for name, number in attached(world)}
+    names = dict(attached(world))
     assert names == {
         "/" if name == "." else f"/{name}": info.device.partition(":")[2]
         for name, info in found.items()
@@ -126,8 +133,8 @@ def test_each_mount_is_one_of_the_hosts(world: Rig) -> None:
         path = world.path / name
         assert os.path.ismount(path)
         assert (path / "..").stat().st_ino == world.path.stat().st_ino
-        assert number_of(lambda path=path: os.rename(path, world.path / "x")) == errno.EBUSY
-        assert number_of(lambda path=path: path.rmdir()) == errno.EBUSY
+        assert number_of(partial(os.rename, path, world.path / "x")) == errno.EBUSY
+        assert number_of(path.rmdir) == errno.EBUSY
     tools = {
         "findmnt": ["findmnt", "-n", "-o", "SOURCE", str(world.path / "proc")],
         "mountpoint": ["mountpoint", str(world.path / "kern")],
@@ -204,14 +211,14 @@ def test_a_mount_made_at_run_time(world: Rig) -> None:
         (world.path / "m" / "deep").mkdir()
         ctl(world, "mount -t tmpfs tmpfs /m/deep")
         assert {"m", "m/deep"} <= set(below(world.path))
-        assert ["/m/deep"] == [name for name, _ in attached(world) if "deep" in name]
+        assert [name for name, _ in attached(world) if "deep" in name] == ["/m/deep"]
         (world.path / "m" / "deep" / "f").write_text("deep")
         assert (world.path / "m" / "deep").stat().st_dev != (world.path / "m").stat().st_dev
         number = below(world.path)["m/deep"].device.partition(":")[2]
         ctl(world, "umount /m/deep")
         assert "m/deep" not in below(world.path)
         assert os.listdir(world.path / "m" / "deep") == []
-        eventually(lambda number=number: number not in dict(attached(world)).values(), "it ends")
+        eventually(partial(ended, world, number), "it ends")
         ctl(world, "umount /m")
         assert set(below(world.path)) == {".", *INSIDE}
     eventually(lambda: len(attached(world)) == 6, "their connections have ended")
@@ -277,6 +284,7 @@ def test_sigkill_and_a_new_start() -> None:
     """What if the server is killed with its tree attached and in use, and started again there?"""
     with rig() as made:
         fd = os.open(made.path / "tmp" / "f", os.O_CREAT | os.O_RDWR)
+        os.write(fd, b"x")
         made.child.kill()
         made.child.wait()
         assert set(below(made.path)) == {".", *INSIDE}, "the dead tree is still there"
@@ -354,7 +362,6 @@ def test_the_descriptor_is_closed_under_us(index: int) -> None:
             return
         eventually(lambda: len(attached(made)) == 5, "the connection has ended")
         eventually(lambda: name.strip("/") not in below(made.path), "the dead mount is gone")
-        ctl(made, "mount -t tmpfs tmpfs /tmp") if name == "/tmp" else None
         os.listdir(made.path / "proc")
         assert made.end()[0] == "end"
         assert not below(made.path)
@@ -369,11 +376,14 @@ def caught(*_):
 signal.signal(signal.SIGINT, caught)
 fd = os.open(sys.argv[1], os.O_RDONLY)
 print("ready", flush=True)
+def more():
+    while True:
+        os.pread(fd, 65536, 0)
 for _ in range(int(sys.argv[2]) - 1):
-    threading.Thread(target=lambda: [os.read(fd, 65536) for _ in iter(int, 1)], daemon=True).start()
+    threading.Thread(target=more, daemon=True).start()
 try:
     while True:
-        os.read(fd, 65536)
+        os.pread(fd, 65536, 0)
 except KeyboardInterrupt:
     print(time.monotonic(), flush=True)
 """
@@ -393,28 +403,24 @@ except KeyboardInterrupt:
 """
 
 
-class reader:  # noqa: N801 (used as a function)
-    """A process that reads a device or takes a lock, for a ``with`` block; it waits in there."""
-
-    def __init__(
-        self, world: Rig, name: str, *words: str, waits: bool = True, threads: int = 1
-    ) -> None:
-        self.world = world
-        self.wanted = parked(world) + threads * waits
-        script = LOCKER if words else READER
-        words = words or (str(threads),)
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", script, str(world.path / name), *words], stdout=subprocess.PIPE
-        )
-
-    def __enter__(self) -> subprocess.Popen[bytes]:
-        assert line(self.child) == b"ready"
-        eventually(lambda: parked(self.world) == self.wanted, "it waits")
-        return self.child
-
-    def __exit__(self, *exc: object) -> None:
-        self.child.kill()
-        self.child.communicate()
+@contextlib.contextmanager
+def reader(
+    world: Rig, name: str, *words: str, waits: bool = True, threads: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads a device, or takes a lock, and waits in there; ended with the block."""
+    wanted = parked(world) + threads * waits
+    script = LOCKER if words else READER
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(world.path / name), *(words or (str(threads),))],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert line(child) == b"ready"
+        eventually(lambda: parked(world) == wanted, "it waits")
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def line(child: subprocess.Popen[bytes]) -> bytes:
@@ -481,7 +487,7 @@ def locks(world: Rig) -> list[list[str]]:
 
 @pytest.mark.parametrize("kind", ["flock", "fcntl"])
 def test_locks_of_two_processes(world: Rig, kind: str) -> None:
-    """What if two processes lock a file: is it seen inside, and gone with the one that is killed?"""
+    """What if two processes lock a file: is it seen inside, and gone with the one killed?"""
     path = world.path / "tmp" / "locked"
     path.write_text("x")
     with reader(world, "tmp/locked", kind, waits=False) as first:
@@ -566,7 +572,6 @@ def test_noopen() -> None:
         with (path / "h").open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert "MESSAGE" not in (made.path / "kern" / "version").read_text()
         assert made.stat("s.served()").get("lookup", 0) > before.get("lookup", 0)
         tmp = "next(c for c in s.connections() if c.name == '/tmp')"
         served = made.stat(f"{tmp}.served()")
@@ -586,7 +591,7 @@ def test_noxattr() -> None:
         for number in range(50):
             (path / f"f{number}").write_text("x")
             (path / f"f{number}").chmod(0o600)
-            unsupported = number_of(lambda n=number: os.getxattr(path / f"f{n}", "user.a"))
+            unsupported = number_of(partial(os.getxattr, path / f"f{number}", "user.a"))
             assert unsupported == errno.EOPNOTSUPP
         set_one = number_of(lambda: os.setxattr(path / "f1", "user.a", b"x"))
         assert set_one == errno.EOPNOTSUPP
@@ -595,16 +600,3 @@ def test_noxattr() -> None:
         for operation in ("getxattr", "setxattr", "listxattr"):
             assert served.get(operation, 0) <= 1, served
         assert made.end()[:2] == ["end", 0]
-
-
-def test_nothing_is_left_of_any_of_it() -> None:
-    """What if ten servers come and go in the same place?"""
-    with rig() as made:
-        first = made
-        for _ in range(3):
-            assert first.end()[:2] == ["end", 0]
-            assert made.path not in mounted_paths()
-            first.clear()
-            first = Rig(made.path)
-        assert first.end()[0] == "end"
-        first.clear()

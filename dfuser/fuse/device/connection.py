@@ -249,8 +249,8 @@ class DeviceConnection(Connection):
                 reply = handler(head, body, buf)
             finally:
                 context.leave(td)
-        except Block:
-            self._park(head, buf, size)
+        except Block as block:
+            self._park(head, buf, size, block.wait)
             return
         except WireError as error:
             self._garbled(str(error))
@@ -286,20 +286,24 @@ class DeviceConnection(Connection):
 
     # --- requests that wait ----------------------------------------------------------------
 
-    def _park(self, head: Header, buf: Buffer, size: int) -> None:
+    def _park(
+        self, head: Header, buf: Buffer, size: int, wait: Callable[[], Awaitable[int]]
+    ) -> None:
         """Go on with a request as a thread of its own; its bytes are copied."""
         if self.nursery is None:
             self.reply(head.unique, emit_error(head.unique, host_errno.EAGAIN))
             return
         parked = self.parked[head.unique] = Parked(told=True)
-        self.nursery.start_soon(self._wait, head, parked, bytes(buf[:size]))
+        self.nursery.start_soon(self._wait, head, parked, bytes(buf[:size]), wait)
 
-    async def _wait(self, head: Header, parked: Parked, data: bytes) -> None:
+    async def _wait(
+        self, head: Header, parked: Parked, data: bytes, wait: Callable[[], Awaitable[int]]
+    ) -> None:
         caller = Caller(head.uid, head.gid, head.pid)
         name = name_of(head.opcode).lower()
         reply: Any
         try:
-            reply = await self.context.park(name, caller, parked, self._again, head, data)
+            reply = await self.context.park(name, caller, parked, wait, self._again, head, data)
         except HostError as error:
             reply = emit_error(head.unique, error.number)
         finally:

@@ -55,6 +55,8 @@ from dfuser.libkern.stat import APPEND, IMMUTABLE, UF_NODUMP
 from dfuser.vfs import syscalls as kern
 from dfuser.vfs.vattr import Vattr
 
+from .quick import READ_MAX
+
 if TYPE_CHECKING:
     from dfuser.fuse.wire.layout import Buffer
 
@@ -265,7 +267,7 @@ class Handlers:
     def read(self, h: i.Header, b: i.ReadIn, buf: Buffer) -> Any:
         """READ."""
         opened = self.connection.file(b.fh, h)
-        return r.emit_data(h.unique, self.ops.read(opened, b.offset, b.size))
+        return r.emit_data(h.unique, self.ops.read(opened, b.offset, min(b.size, READ_MAX)))
 
     def write(self, h: i.Header, b: i.WriteIn, buf: Buffer) -> Any:
         """WRITE. A command is answered when the host knows what it changed."""

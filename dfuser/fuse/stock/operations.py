@@ -82,14 +82,14 @@ class StockOperations(pyfuse3.Operations):
                 return core(*args)
             finally:
                 context.leave(td)
-        except Block:
-            pass
+        except Block as block:
+            wait = block.wait
         except BaseException as exc:
             raise pyfuse3.FUSEError(context.errno_of(op, exc)) from None
         self.workers.waits()
         try:
             caller = Caller(ctx.uid, ctx.gid, ctx.pid)
-            return await context.park(op, caller, Parked(nodeid), core, *args)
+            return await context.park(op, caller, Parked(nodeid), wait, core, *args)
         except HostError as error:
             raise pyfuse3.FUSEError(error.number) from None
         finally:

@@ -7,9 +7,15 @@ behind the one connection, as with ``-o onemount``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
+
+import trio
 
 from dfuser.boot.config import Config
 from dfuser.boot.kernel import Kernel
@@ -26,6 +32,17 @@ PID: Final = 4242
 NAMES: Final = (b"a", b"b", b"dir", b"link", b"none", b"dev", b"kern", b"proc", b".", b"..")
 #: What the kernel offers in INIT.
 INIT_BODY: Final = i.InitIn(7, 45, 1 << 20, 0)
+#: What takes away what the others need, and what makes it; so that random requests find something.
+DESTRUCTIVE: Final = frozenset(
+    {
+        Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.RELEASE, Opcode.RELEASEDIR, Opcode.UNLINK,
+        Opcode.RMDIR, Opcode.RENAME, Opcode.RENAME2, Opcode.DESTROY, Opcode.INIT,
+    }
+)  # fmt: skip
+CONSTRUCTIVE: Final = (
+    Opcode.LOOKUP, Opcode.CREATE, Opcode.CREATE, Opcode.OPEN, Opcode.OPENDIR, Opcode.TMPFILE,
+    Opcode.MKDIR, Opcode.MKNOD,
+)  # fmt: skip
 S_IFREG: Final = 0o100000
 O_RDWR: Final = 2
 
@@ -145,6 +162,91 @@ class World:
         assert now.v_free_count == now.v_page_count
 
 
+class Served:
+    """A `World` whose kernel runs and whose loop reads a socket that stands for the device."""
+
+    def __init__(self, world: World, ours: socket.socket) -> None:
+        self.world = world
+        self.ours = ours
+        self.answers: dict[int, bytes] = {}
+        #: Set when the loop has found the connection to be over.
+        self.over = trio.Event()
+
+    def send(self, opcode: int, body: Any = None, nodeid: int = 1, **more: Any) -> int:
+        """Put a request into the device; its number."""
+        self.ours.send(self.world.emit(opcode, body, nodeid, **more))
+        return self.world.unique
+
+    async def answer(self, unique: int) -> bytes:
+        """The answer to a request, whenever it comes."""
+        while unique not in self.answers:
+            try:
+                data = self.ours.recv(1 << 20)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.ours)
+                continue
+            assert data, "the other end is closed"
+            number = int.from_bytes(data[8:16], "little")
+            assert number not in self.answers, "answered twice"
+            self.answers[number] = data
+        return self.answers[unique]
+
+    async def ask(self, opcode: int, body: Any = None, nodeid: int = 1, **more: Any) -> Reply:
+        """A request and its answer."""
+        unique = self.send(opcode, body, nodeid, **more)
+        return parse_reply(opcode, await self.answer(unique), asked(opcode, body))
+
+    async def body(self, opcode: int, body: Any = None, nodeid: int = 1, **more: Any) -> Any:
+        """What the answer says; it must be a success."""
+        reply = await self.ask(opcode, body, nodeid, **more)
+        assert reply.error == 0, os.strerror(reply.error)
+        return reply.body
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Let everything else run until it has happened."""
+        with trio.fail_after(30):
+            while not happened():
+                await trio.lowlevel.checkpoint()
+
+
+@contextlib.asynccontextmanager
+async def served(**options: Any) -> AsyncIterator[Served]:
+    """A running kernel behind a socket; at the end nothing may be left."""
+    world = World(**options)
+    kernel, session, connection = world.kernel, world.session, world.connection
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    made = Served(world, ours)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(kernel.run)
+        world.threads = set(kernel.lwkt.threads)
+        nursery.start_soon(session.watcher.run)
+        session.loop.start()
+        connection.fd = theirs.detach()
+
+        async def serve() -> None:
+            await session.loop.run(connection)
+            made.over.set()
+
+        nursery.start_soon(serve)
+        try:
+            yield made
+        finally:
+            ours.close()
+            with trio.fail_after(30):
+                await made.over.wait()
+                while session.context.parked_threads:
+                    await trio.lowlevel.checkpoint()
+            session.loop.stop()
+            connection.shut()
+            world.release()
+            os.close(world.out)
+            world.vfs.hostcache = None
+            kernel.request_stop()
+            nursery.cancel_scope.cancel()
+    assert "unmount of" not in kernel.msgbuf.text()
+
+
 def asked(opcode: int, body: Any) -> int | None:
     """The size that a request asked for, where it bounds the answer."""
     if opcode == Opcode.IOCTL:
@@ -152,7 +254,7 @@ def asked(opcode: int, body: Any) -> int | None:
     if opcode in (
         Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS, Opcode.GETXATTR, Opcode.LISTXATTR,
     ):  # fmt: skip
-        return int(body[0] if opcode == Opcode.LISTXATTR else body.size)
+        return int(body.size)
     return None
 
 
@@ -180,7 +282,8 @@ class Maker:
             self.fhs.append(opened.fh)
         if opcode == Opcode.READDIRPLUS:
             self.nodes.extend(entry.nodeid for entry, _ in reply.body if entry.nodeid)
-        del self.nodes[1:-40], self.fhs[1:-20]
+        del self.nodes[1:-40]
+        del self.fhs[1:-20]
 
     def nodeid(self) -> int:
         """A file, mostly one that is known."""
@@ -201,11 +304,15 @@ class Maker:
                 return i.SymlinkIn(rng.choice(NAMES), rng.choice(NAMES)), b""
             return (rng.choice(NAMES) if tail is Tail.NAME else None), b""
         data = bytes(rng.getrandbits(8) for _ in range(rng.choice((0, 1, 8, 100))))
-        fields = {name: self.field(name, width) for name, _, width in layout.fields()}
+        fields: dict[str, Any] = {
+            name: self.field(name, width) for name, _, width in layout.fields()
+        }
         if "name" in layout.record._fields:
             fields["name"] = rng.choice(NAMES)
         if "newname" in layout.record._fields:
             fields["newname"] = rng.choice(NAMES)
+        if opcode == Opcode.FALLOCATE:
+            fields["mode"] = rng.choice((0, 1, 3, 16))
         if "data" in layout.record._fields:
             fields["data"] = data
             fields["size" if "size" in fields else "in_size"] = len(data)
@@ -232,15 +339,15 @@ class Maker:
 
     def request(self, unique: int) -> tuple[int, Any, bytes]:
         """An opcode, its body, and the bytes of the request."""
-        while True:
-            opcode = int(self.rng.choice(tuple(SHAPES)))
-            body, data = self.body(opcode)
-            nodeid = self.nodeid()
-            request = emit_request(
-                opcode, body, unique=unique, nodeid=nodeid, uid=self.rng.choice((0, 1000)),
-                gid=0, pid=PID + self.rng.randrange(2), data=data,
-            )  # fmt: skip
-            return opcode, body, request
+        opcode = int(self.rng.choice(tuple(SHAPES)))
+        if opcode in DESTRUCTIVE and self.rng.random() < 0.6:
+            opcode = int(self.rng.choice(CONSTRUCTIVE))
+        body, data = self.body(opcode)
+        request = emit_request(
+            opcode, body, unique=unique, nodeid=self.nodeid(), uid=self.rng.choice((0, 1000)),
+            gid=0, pid=PID + self.rng.randrange(2), data=data,
+        )  # fmt: skip
+        return opcode, body, request
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -256,12 +363,11 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
             buf += bytes(rng.getrandbits(8) for _ in range(rng.randrange(1, 64)))
         elif kind == 3 and len(buf) > IN_HEADER_SIZE:
             at = rng.randrange(IN_HEADER_SIZE, len(buf))
-            buf[at : at + 8] = rng.getrandbits(64).to_bytes(8, "little")
+            buf[at : at + 8] = bytearray(rng.randbytes(8))
         elif kind == 4 and len(buf) >= IN_HEADER_SIZE:
-            buf[36:38] = rng.choice((0, 1, 2, 100, 0xFFFF)).to_bytes(2, "little")
+            struct.pack_into("=H", buf, 36, rng.choice((0, 1, 2, 100, 0xFFFF)))
         elif len(buf) >= 8:
-            buf[4:8] = rng.choice((rng.randrange(70), rng.getrandbits(32))).to_bytes(4, "little")
+            struct.pack_into("=I", buf, 4, rng.choice((rng.randrange(70), rng.getrandbits(32))))
     if len(buf) >= 4 and rng.random() < 0.9:
-        buf[0:4] = len(buf).to_bytes(4, "little")
+        struct.pack_into("=I", buf, 0, len(buf))
     return bytes(buf)
-

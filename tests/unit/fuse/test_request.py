@@ -89,6 +89,11 @@ def test_stopped_cpus(bridge: Bridge, ctx: Ctx) -> None:
         cpu.restart()
 
 
+async def nothing() -> int:
+    """A wait that is over."""
+    return 0
+
+
 async def test_no_wait_begins_when_the_session_ends(bridge: Bridge) -> None:
     """What if a request would have to wait while the session closes, or too many wait already?"""
     context = bridge.session.context
@@ -96,7 +101,7 @@ async def test_no_wait_begins_when_the_session_ends(bridge: Bridge) -> None:
     context.max_parked = 0
     for _ in range(2):
         with pytest.raises(HostError) as caught:
-            await context.park("read", caller, Parked(), lambda: None)
+            await context.park("read", caller, Parked(), nothing, lambda: None)
         assert caught.value.number == errno.EAGAIN
         context.max_parked = 100
         context.close()
