@@ -74,6 +74,8 @@ class Connection(abc.ABC):
         self.ops = Operations(vfs, context, self.nodes, self.attrs, self.polls, separate)
         #: Number under /sys/fs/fuse/connections.
         self.number = ""
+        #: It was taken off the host's tree. Its number may be another connection's from then on.
+        self.detached = False
         #: The descriptor of the device, -1 while there is none.
         self.fd = -1
         self._rootvp: Vnode | None = None

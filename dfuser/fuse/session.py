@@ -537,8 +537,12 @@ class FuseSession:
     async def _detach(connection: Connection) -> None:
         """Take a connection off the host's tree, if it is still there.
 
-        It goes on answering (ESTALE) for what is still open, and ends with the last of it.
+        It goes on answering (ESTALE) for what is still open, and ends with the last of it. Done
+        once: the next mount on that path may get the same number.
         """
+        if connection.detached:
+            return
+        connection.detached = True
         await trio.to_thread.run_sync(
             host.detach_quietly, connection.path, connection.number, abandon_on_cancel=True
         )
@@ -655,6 +659,7 @@ class FuseSession:
         """Detach every mount inside, inner before outer. Raises `MountError` "busy"."""
         for connection in reversed([*self.connections()][1:]):
             await trio.to_thread.run_sync(self._detach_host, connection.path, False)
+            connection.detached = True
             assert isinstance(connection, DeviceConnection)
             with trio.move_on_after(CHANGE_SECONDS):
                 await connection.ended.wait()
