@@ -101,13 +101,15 @@ def test_unmount_under_load(world: Rig) -> None:
     threads = [threading.Thread(target=load, args=(who,)) for who in range(3)]
     for thread in threads:
         thread.start()
-    eventually(lambda: world.stat("s.served()['unlink']") > 20, "the load runs")
-    world.inside("await s.unmount(lazy=True)")
-    assert world.read()[:2] == ["end", 0]
-    assert world.child.wait(60) == 0
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        eventually(lambda: world.stat("s.served()['unlink']") > 20, "the load runs")
+        world.inside("await s.unmount(lazy=True)")
+        assert world.read()[:2] == ["end", 0]
+        assert world.child.wait(60) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def test_a_killed_server_is_recognised_and_cleared(world: Rig) -> None:

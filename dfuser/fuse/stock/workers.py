@@ -15,6 +15,7 @@ ends and leaves no reader means that the session has ended.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -66,6 +67,10 @@ class Workers:
     async def _work(self) -> None:
         try:
             await pyfuse3._session_loop(self._nursery, 0, _NEVER)  # type: ignore[attr-defined]
+        except OSError as error:
+            # Unmounted lazily under load, the connection may be gone before libfuse reads of it.
+            if error.errno not in (errno.ECONNABORTED, errno.ENODEV):
+                raise
         finally:
             self.readers -= 1
             if not self.readers:
